@@ -1,0 +1,37 @@
+# Every target makes .venv from constraints.txt first, so each works on a fresh machine with Python >= 3.11.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+ENV    ?= reacher-goal
+
+.PHONY: demo test check format soak reproduce clean
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $@
+
+demo: $(VENV)/ready  ## a bundled agent finds 10 goals it has never seen
+	$(BIN)/icrl-agents demo $(ENV)
+
+test: check  ## lint, types, tests
+	$(BIN)/pytest -n 2
+
+check: $(VENV)/ready  ## lint and types alone
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p icrl_agents
+
+format: $(VENV)/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+soak: $(VENV)/ready  ## long runs: fuzz, kill, endurance
+	$(BIN)/pytest -m soak
+
+reproduce: $(VENV)/ready  ## from nothing: collect, train, evaluate the bundled agent of ENV
+	$(BIN)/icrl-agents reproduce $(ENV)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

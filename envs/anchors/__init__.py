@@ -1,0 +1,73 @@
+"""What returns are worth: the reference policies' return on every val and test task, frozen as JSON files here.
+
+``zero`` does nothing, ``random`` draws actions uniformly, ``blind`` is the best policy that sees neither task nor reward,
+``oracle`` the best task-informed one. Each file holds the command that made it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from icrl_agents.errors import TaskError, UnknownNameError
+
+ANCHOR_NAMES = ("zero", "random", "blind", "oracle")
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Returns per episode of the reference policies on one split.
+
+    Attributes:
+        env_id: the environment's Gymnasium id.
+        split: the split's name.
+        split_hash: content hash of the tasks they were measured on.
+        command: what made them.
+        returns: subset (``"val"``, ``"test"``) -> anchor name -> mean return of each task.
+        details: how each was measured.
+    """
+
+    env_id: str
+    split: str
+    split_hash: str
+    command: str
+    returns: Mapping[str, Mapping[str, list[float]]]
+    details: Mapping[str, Any]
+
+    def of(self, subset: str) -> Mapping[str, list[float]]:
+        """Anchor name -> mean return of each task of a subset.
+
+        Raises:
+            UnknownNameError: no anchors were measured on that subset.
+        """
+        if subset not in self.returns:
+            raise UnknownNameError(f"anchored subset of split {self.split!r}", subset, self.returns)
+        return self.returns[subset]
+
+
+def anchor_file_name(env_id: str, split: str) -> str:
+    """Name of the file that holds the anchors, e.g. ``ReacherGoal-v0.paper.json``."""
+    return f"{env_id.removeprefix('icrl/')}.{split}.json"
+
+
+def load_anchors(env_id: str, split: str, split_hash: str | None = None) -> Anchors:
+    """Read the frozen anchors.
+
+    Args:
+        env_id: Gymnasium id.
+        split: name of the split.
+        split_hash: content hash the caller's split has, checked against the file's.
+
+    Raises:
+        UnknownNameError: none were frozen for that environment and split.
+        TaskError: they were measured on a split of other content.
+    """
+    file = resources.files(__name__) / anchor_file_name(env_id, split)
+    if not file.is_file():
+        known = [f.name for f in resources.files(__name__).iterdir() if f.name.endswith(".json")]
+        raise UnknownNameError("anchors", anchor_file_name(env_id, split), known)
+    anchors = Anchors(**json.loads(file.read_text(encoding="utf-8")))
+    if split_hash is not None and anchors.split_hash != split_hash:
+        raise TaskError(f"anchors of {env_id} are for split hash {anchors.split_hash}, the split has {split_hash}")
+    return anchors

@@ -1,0 +1,129 @@
+"""The single meta-environment: Gymnasium's MujocoEnv around a definition."""
+
+from typing import Any, ClassVar
+
+import mujoco
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.mujoco import MujocoEnv
+from gymnasium.utils import EzPickle
+
+from icrl_agents.envs.definition import MetaEnvDefinition, PhysicsState, Task
+from icrl_agents.envs.task_choice import TaskChoice
+from icrl_agents.errors import TaskError
+
+
+class MetaEnv(MujocoEnv, EzPickle):
+    """A Gymnasium environment with a hidden task.
+
+    The task survives plain resets and pickling. ``reset(options={"task": ...})`` and :meth:`set_task` give one,
+    ``reset(seed=s)`` draws one; see :mod:`icrl_agents.envs.task_choice` for the precedence. ``info["new_task"]`` of a
+    reset says whether a task was given or drawn: then whoever remembers the last one has to forget.
+
+    Args:
+        task: the task to hold, or None to draw one at the first reset.
+        expose_task: put the task into every info under ``"task"``.
+        **mujoco_options: ``render_mode, width, height, camera_id, camera_name`` of Gymnasium's MuJoCo environments.
+    """
+
+    definition: ClassVar[MetaEnvDefinition]
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"]}
+
+    def __init__(self, task: Task | None = None, expose_task: bool = False, **mujoco_options: Any) -> None:
+        EzPickle.__init__(self, task, expose_task, **mujoco_options)
+        at = self.definition
+        self.metadata = {**type(self).metadata, "render_fps": at.render_fps}
+        self._choice = TaskChoice(at, task)
+        self._expose_task = expose_task
+        self._task_vector = np.empty((1, 0))
+        space = spaces.Box(-np.inf, np.inf, (at.observation_dim,), np.float64)
+        MujocoEnv.__init__(
+            self,
+            str(at.model_path),
+            at.frame_skip,
+            observation_space=space,
+            default_camera_config=dict(at.camera),
+            **mujoco_options,
+        )
+        data = self.data  # live views: the arrays below always show the simulation as it is
+        self._state = PhysicsState(data.qpos[None], data.qvel[None], data.xpos[None])
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """The task that holds, for evaluation and sources that may see it.
+
+        Raises:
+            TaskError: no reset has settled one yet.
+        """
+        if self._choice.task is None:
+            raise TaskError("no task holds before the first reset")
+        return dict(self._choice.task)
+
+    def set_task(self, task: Task) -> None:
+        """Give the task that holds from the next reset on.
+
+        Raises:
+            TaskError: it does not fit the environment.
+        """
+        self._choice.set(task)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin an episode. See :class:`MetaEnv` for the task.
+
+        Args:
+            seed: of the initial states and, where no task is given, of the task.
+            options: ``{"task": ...}`` or empty.
+
+        Raises:
+            TaskError: an unknown option, or a task that does not fit.
+        """
+        unknown = set(options or ()) - {"task"}
+        if unknown:
+            raise TaskError(f"unknown reset option(s) {sorted(unknown)}; known: task")
+        if options and options.get("task") is not None:
+            self.set_task(options["task"])
+        new_task = self._choice.at_reset(seed)
+        if new_task:
+            self._task_vector = self.definition.task_vector(self.task)[None]
+        observation, info = super().reset(seed=seed)
+        return observation, {**info, "new_task": new_task}
+
+    def reset_model(self) -> np.ndarray:
+        """Draw an initial state (called by Gymnasium's ``reset``)."""
+        qpos, qvel = self.definition.initial_state(self.init_qpos, self.init_qvel, self.np_random)
+        self.definition.place_task(qpos[None], self._task_vector)
+        self.set_state(qpos, qvel)
+        return self.definition.observe(self._state)[0]
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """One step; the horizon is Gymnasium's TimeLimit wrapper."""
+        at = self.definition
+        before = at.remember(self._state)
+        action = np.asarray(action)
+        if action.shape != (self.model.nu,):
+            raise ValueError(f"expected an action of shape ({self.model.nu},), got {action.shape}")
+        self.data.ctrl[:] = action
+        mujoco.mj_step(self.model, self.data, nstep=self.frame_skip)
+        rewards, parts = at.reward(before, self._state, action[None].astype(np.float64), self._task_vector)
+        info = {name: float(part[0]) for name, part in parts.items()}
+        if self.render_mode == "human":
+            self.render()
+        observation = at.observe(self._state)[0]
+        terminated = bool(at.terminated(self._state)[0])
+        return observation, float(rewards[0]), terminated, False, {**info, **self._exposed()}
+
+    def _get_reset_info(self) -> dict[str, Any]:
+        return self._exposed()
+
+    def _exposed(self) -> dict[str, Any]:
+        return {"task": self.task} if self._expose_task else {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**EzPickle.__getstate__(self), "task": self._choice.task}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        EzPickle.__setstate__(self, state)
+        if state["task"] is not None:
+            self.set_task(state["task"])

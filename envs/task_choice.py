@@ -1,0 +1,51 @@
+"""Which task holds after a reset: the one place that decides it, for single and vector environments.
+
+Precedence: ``options={"task": ...}`` or ``set_task`` > constructor ``task=`` > draw by ``reset(seed=s)`` > the task kept
+from before > draw by entropy. A plain ``reset()`` keeps the task whatever gave it. Tasks have their own random stream,
+so the initial state of an episode never depends on the task.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from icrl_agents.envs.definition import MetaEnvDefinition, Task
+
+_TASK_STREAM = 0x7A5C
+"""Keeps the stream of tasks apart from the stream of initial states under one seed."""
+
+
+class TaskChoice:
+    """The task of one environment row.
+
+    Args:
+        definition: of the environment.
+        task: the constructor's task, or None.
+    """
+
+    def __init__(self, definition: MetaEnvDefinition, task: Task | None) -> None:
+        self._definition = definition
+        self._fixed = None if task is None else definition.canonical_task(task)
+        self._pending: dict[str, Any] | None = None
+        self.task: dict[str, Any] | None = None
+
+    def set(self, task: Task) -> None:
+        """Give the task that the next reset takes."""
+        self._pending = self._definition.canonical_task(task)
+
+    def at_reset(self, seed: int | None) -> bool:
+        """Settle the task at a reset.
+
+        Returns:
+            Whether a task was given or drawn; False where the one from before is kept.
+        """
+        if self._pending is not None:
+            self.task, self._pending = self._pending, None
+        elif seed is None and self.task is not None:
+            return False
+        elif self._fixed is not None:
+            self.task = dict(self._fixed)
+        else:
+            entropy = None if seed is None else [seed, _TASK_STREAM]
+            self.task = self._definition.sample_tasks(1, np.random.SeedSequence(entropy))[0]
+        return True

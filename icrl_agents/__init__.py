@@ -1,0 +1,1 @@
+"""Agents that learn a new task from interaction alone, with no weight update."""

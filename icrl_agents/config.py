@@ -1,0 +1,174 @@
+"""What a checkpoint's config.json holds, as frozen dataclasses.
+
+Reading is strict: an unknown key, a missing key or a wrong type is a :class:`ConfigError`.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from icrl_agents.errors import ConfigError
+
+FORMAT_VERSION = 1
+"""Version of the checkpoint format; a checkpoint with another one is refused."""
+
+Tokenization = Literal["transition", "element"]
+Head = Literal["deterministic", "gaussian"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of an :class:`~icrl_agents.model.InContextModel`.
+
+    Attributes:
+        observation_dim: entries of one observation.
+        action_dim: entries of one action.
+        backbone: registered name of the sequence model, e.g. ``"mamba"``.
+        backbone_options: fields of that backbone's own config dataclass.
+        tokenization: ``"transition"`` reads one token a decision (the paper); ``"element"`` reads three, the
+            previous action, the previous reward and the observation, and decides at the last (the original AD).
+        head: ``"deterministic"`` predicts the action; ``"gaussian"`` its mean and log standard deviation.
+        head_hidden: width of the head's hidden layer; 0 makes the head linear.
+        mask_rewards: the control agent that never sees a reward: the token's reward entry is always 0.
+    """
+
+    observation_dim: int
+    action_dim: int
+    backbone: str
+    backbone_options: Mapping[str, Any] = field(default_factory=dict)
+    tokenization: Tokenization = "transition"
+    head: Head = "deterministic"
+    head_hidden: int = 128
+    mask_rewards: bool = False
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Everything a checkpoint says about itself, except its weights.
+
+    Attributes:
+        name: the agent's name, e.g. ``"reacher-goal-mamba"``.
+        env_id: Gymnasium id of the environment it was trained for.
+        env_options: keyword arguments for ``gymnasium.make``.
+        action_low: lower bound of each action entry.
+        action_high: upper bound of each action entry.
+        episode_steps: horizon of one episode.
+        training_episodes: episodes of one task that a training sequence spanned.
+        split: named task split it was trained on.
+        split_hash: content hash of that split.
+        mujoco_version: version of the physics the data came from.
+        model: shape of the model.
+        format_version: version of this format.
+    """
+
+    name: str
+    env_id: str
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    episode_steps: int
+    training_episodes: int
+    split: str
+    split_hash: str
+    mujoco_version: str
+    model: ModelConfig
+    env_options: Mapping[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass instance as plain JSON-able data."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[T], data: Any, *, where: str = "config") -> T:
+    """Build ``cls`` from plain data, strictly.
+
+    Args:
+        cls: a dataclass.
+        data: mapping of its fields, nested dataclasses as mappings.
+        where: name of the data in messages.
+
+    Raises:
+        ConfigError: unknown or missing keys, or a value of the wrong type.
+    """
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where}: expected an object with named fields, got {type(data).__name__}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(data) - set(fields))
+    if unknown:
+        raise ConfigError(f"{where}: unknown key(s) {', '.join(map(repr, unknown))}; known: {', '.join(fields)}")
+    required = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
+    missing = sorted(required - set(data))
+    if missing:
+        raise ConfigError(f"{where}: missing key(s) {', '.join(map(repr, missing))}")
+    return cls(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in data.items()})
+
+
+def load_json(cls: type[T], path: Path) -> T:
+    """Read a dataclass from a JSON file.
+
+    Raises:
+        ConfigError: the file is missing, is no JSON, or does not fit ``cls``.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from None
+    if isinstance(data, Mapping) and "format_version" in data and data["format_version"] != FORMAT_VERSION:
+        raise ConfigError(
+            f"{path} has format_version {data['format_version']!r}; this version of icrl-agents reads {FORMAT_VERSION}"
+        )
+    return from_dict(cls, data, where=path.name)
+
+
+def save_json(config: Any, path: Path) -> None:
+    """Write a dataclass as indented JSON."""
+    path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """``value`` checked against, and where JSON loses the type converted to, the annotated type."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where=where)
+    if origin in (types.UnionType, typing.Union):
+        return _union(args, value, where)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{where}: expected one of {', '.join(map(repr, args))}, got {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where}: expected a list, got {value!r}")
+        return tuple(_value(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    kind = Mapping if origin is not None and issubclass(origin, Mapping) else hint
+    if not isinstance(value, kind) or (kind in (int, float) and isinstance(value, bool)):
+        raise ConfigError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {value!r}")
+    return value
+
+
+def _union(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    for option in options:
+        if option is types.NoneType:
+            if value is None:
+                return None
+            continue
+        try:
+            return _value(option, value, where)
+        except ConfigError:
+            continue
+    raise ConfigError(f"{where}: {value!r} fits none of {', '.join(map(str, options))}")

@@ -1,0 +1,87 @@
+"""What one step of experience looks like to the model.
+
+One token a decision, the paper's transition (s_t, a_t, r_t, s_{t+1}) read at the moment of the next decision::
+
+    [observation | previous observation | previous action | previous reward | episode start]
+      N_o          N_o                    N_a               1                 1
+
+At the first step of a new episode it carries the terminal transition of the last one beside the reset observation;
+at the very first step of a task every "previous" entry is 0. Values are raw; the model normalises them.
+The observation wrapper has the same layout.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Where each part of the experience stands in a token.
+
+    Args:
+        observation_dim: N_o, entries of an observation.
+        action_dim: N_a, entries of an action.
+    """
+
+    observation_dim: int
+    action_dim: int
+
+    @property
+    def size(self) -> int:
+        """Entries of a token: 2 N_o + N_a + 2."""
+        return 2 * self.observation_dim + self.action_dim + 2
+
+    @property
+    def observation(self) -> slice:
+        """The observation to act on."""
+        return slice(0, self.observation_dim)
+
+    @property
+    def previous_observation(self) -> slice:
+        """The observation the previous action answered."""
+        return slice(self.observation_dim, 2 * self.observation_dim)
+
+    @property
+    def previous_action(self) -> slice:
+        """The action executed in the previous step."""
+        return slice(2 * self.observation_dim, 2 * self.observation_dim + self.action_dim)
+
+    @property
+    def previous_reward(self) -> int:
+        """The reward of the previous step."""
+        return self.size - 2
+
+    @property
+    def episode_start(self) -> int:
+        """1 at the first step of an episode, else 0."""
+        return self.size - 1
+
+    def encode(
+        self,
+        observation: npt.ArrayLike,
+        previous_observation: npt.ArrayLike,
+        previous_action: npt.ArrayLike,
+        previous_reward: npt.ArrayLike,
+        episode_start: npt.ArrayLike,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> np.ndarray:
+        """Join the parts, any leading shape ``[...]``, into tokens ``[..., size]``.
+
+        Args:
+            observation: ``[..., N_o]``.
+            previous_observation: ``[..., N_o]``.
+            previous_action: ``[..., N_a]``.
+            previous_reward: ``[...]``.
+            episode_start: ``[...]`` bool.
+            dtype: of the result.
+        """
+        observation = np.asarray(observation)
+        token = np.empty((*observation.shape[:-1], self.size), dtype)
+        token[..., self.observation] = observation
+        token[..., self.previous_observation] = previous_observation
+        token[..., self.previous_action] = previous_action
+        token[..., self.previous_reward] = previous_reward
+        token[..., self.episode_start] = episode_start
+        return token
