@@ -5,6 +5,7 @@ Importing this module registers them::
     icrl/ReacherGoal-v0
 """
 
+import re
 from typing import Any
 
 import gymnasium
@@ -30,6 +31,24 @@ _ENVS: dict[str, tuple[str, str, int]] = {
 def env_ids() -> tuple[str, ...]:
     """The registered ids, sorted."""
     return tuple(sorted(_ENVS))
+
+
+def short_name(env_id: str) -> str:
+    """The name used in commands and agents, e.g. ``"reacher-goal"`` for ``"icrl/ReacherGoal-v0"``."""
+    stem = env_id.removeprefix("icrl/").rpartition("-v")[0]
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", stem).lower()
+
+
+def resolve_env_id(name: str) -> str:
+    """The Gymnasium id that a short name or an id means.
+
+    Raises:
+        UnknownNameError: no such environment.
+    """
+    by_short_name = {short_name(env_id): env_id for env_id in _ENVS}
+    if name not in _ENVS and name not in by_short_name:
+        raise UnknownNameError("environment", name, by_short_name)
+    return by_short_name.get(name, name)
 
 
 def env_definition(env_id: str) -> MetaEnvDefinition:
@@ -81,6 +100,8 @@ __all__ = [
     "env_definition",
     "env_ids",
     "load_anchors",
+    "resolve_env_id",
     "sample_tasks",
+    "short_name",
     "task_split",
 ]

@@ -140,6 +140,15 @@ class MetaEnvDefinition(ABC):
             tasks: ``[n, k]``.
         """
 
+    @abstractmethod
+    def task_error(self, observations: np.ndarray, tasks: np.ndarray) -> np.ndarray:
+        """How far behaviour is from what tasks ask for, ``[n]``, in the unit of the environment's docstring.
+
+        Args:
+            observations: the last ones of episodes, ``[n, observation_dim]``.
+            tasks: ``[n, k]``.
+        """
+
     def terminated(self, state: PhysicsState) -> np.ndarray:
         """``[n]`` bool, True where the episode ends early; default: never."""
         return np.zeros(len(state.qpos), bool)

@@ -65,6 +65,10 @@ class ReacherGoalDefinition(MetaEnvDefinition):
         effort = np.square(action[:, 0]) + np.square(action[:, 1])
         return -distance - effort, {"reward_dist": -distance, "reward_ctrl": -effort}
 
+    def task_error(self, observations: np.ndarray, tasks: np.ndarray) -> np.ndarray:
+        """Distance of the fingertip from the goal in m."""
+        return np.hypot(*(observations[:, 6:8] - tasks).T)
+
 
 class ReacherGoalEnv(MetaEnv):
     """Reach a hidden goal with a two-link arm.

@@ -5,6 +5,7 @@ Reading is strict: an unknown key, a missing key or a wrong type is a :class:`Co
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -48,6 +49,11 @@ class ModelConfig:
     head_hidden: int = 128
     mask_rewards: bool = False
 
+    def __post_init__(self) -> None:
+        _at_least("observation_dim", self.observation_dim, 1)
+        _at_least("action_dim", self.action_dim, 1)
+        _at_least("head_hidden", self.head_hidden, 0)
+
 
 @dataclass(frozen=True)
 class AgentConfig:
@@ -81,6 +87,18 @@ class AgentConfig:
     env_options: Mapping[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
+    def __post_init__(self) -> None:
+        _at_least("episode_steps", self.episode_steps, 1)
+        _at_least("training_episodes", self.training_episodes, 1)
+        bounds = list(zip(self.action_low, self.action_high, strict=False))
+        if not len(bounds) == len(self.action_low) == len(self.action_high) == self.model.action_dim:
+            raise ConfigError(
+                f"expected {self.model.action_dim} bounds in action_low and in action_high, one per action entry, "
+                f"got {len(self.action_low)} and {len(self.action_high)}"
+            )
+        if not all(math.isfinite(low) and math.isfinite(high) and low < high for low, high in bounds):
+            raise ConfigError(f"expected finite action bounds, low below high, got {bounds}")
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass instance as plain JSON-able data."""
@@ -104,7 +122,9 @@ def from_dict(cls: type[T], data: Any, *, where: str = "config") -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(data) - set(fields))
     if unknown:
-        raise ConfigError(f"{where}: unknown key(s) {', '.join(map(repr, unknown))}; known: {', '.join(fields)}")
+        raise ConfigError(
+            f"{where}: unknown key(s) {', '.join(map(repr, unknown))}; known: {', '.join(fields)}"
+        )
     required = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
     missing = sorted(required - set(data))
     if missing:
@@ -122,11 +142,15 @@ def load_json(cls: type[T], path: Path) -> T:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or a number of thousands of digits
         raise ConfigError(f"{path} is not valid JSON: {error}") from None
-    if isinstance(data, Mapping) and "format_version" in data and data["format_version"] != FORMAT_VERSION:
+    versioned = any(f.name == "format_version" for f in dataclasses.fields(cls))  # type: ignore[arg-type]
+    if versioned and isinstance(data, Mapping) and data.get("format_version") != FORMAT_VERSION:
         raise ConfigError(
-            f"{path} has format_version {data['format_version']!r}; this version of icrl-agents reads {FORMAT_VERSION}"
+            f"{path} has format_version {data.get('format_version')!r}; "
+            f"this version of icrl-agents reads {FORMAT_VERSION}"
         )
     return from_dict(cls, data, where=path.name)
 
@@ -134,6 +158,11 @@ def load_json(cls: type[T], path: Path) -> T:
 def save_json(config: Any, path: Path) -> None:
     """Write a dataclass as indented JSON."""
     path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{name} is at least {least}, got {value}")
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
@@ -149,12 +178,15 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if value not in args:
             raise ConfigError(f"{where}: expected one of {', '.join(map(repr, args))}, got {value!r}")
         return value
-    if origin is tuple:
+    if origin in (tuple, list):
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where}: expected a list, got {value!r}")
-        return tuple(_value(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+        return origin(_value(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{where}: {value} is too large") from None
     kind = Mapping if origin is not None and issubclass(origin, Mapping) else hint
     if not isinstance(value, kind) or (kind in (int, float) and isinstance(value, bool)):
         raise ConfigError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {value!r}")

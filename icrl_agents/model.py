@@ -1,6 +1,6 @@
 """From tokens of experience to actions: embed, backbone, head.
 
-    B batch, L steps, T token entries, D model width, A action entries
+B batch, L steps, T token entries, D model width, A action entries
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,10 @@ from icrl_agents.tokens import TokenLayout
 
 LOG_STD_RANGE = (-5.0, 1.0)
 """Range of the Gaussian head's log standard deviation."""
+
+
+TOKEN_RANGE = 1e3
+"""Normalised entries are clamped to this many standard deviations: a wild observation must not overflow the memory."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class InContextModel(nn.Module):
 
     def normalize(self, tokens: Tensor) -> Tensor:
         """Raw tokens ``[..., T]`` to zero mean and unit variance, the reward hidden where the config says so."""
-        normalized = (tokens - self.token_mean) / self.token_std
+        normalized = ((tokens - self.token_mean) / self.token_std).clamp(-TOKEN_RANGE, TOKEN_RANGE)
         if self.config.mask_rewards:
             normalized = normalized.clone()
             normalized[..., self.layout.previous_reward] = 0.0

@@ -85,3 +85,26 @@ class TokenLayout:
         token[..., self.previous_reward] = previous_reward
         token[..., self.episode_start] = episode_start
         return token
+
+    def encode_history(
+        self, observations: npt.ArrayLike, actions: npt.ArrayLike, rewards: npt.ArrayLike, ends: npt.ArrayLike
+    ) -> np.ndarray:
+        """The tokens of recorded experience, any leading shape ``[...]``, as ``[..., T, size]`` float32.
+
+        The first step is the first of its task: every "previous" is 0 there.
+
+        Args:
+            observations: ``[..., T, N_o]``, those acted on.
+            actions: ``[..., T, N_a]``, executed.
+            rewards: ``[..., T]``.
+            ends: ``[..., T]`` bool, terminated or truncated.
+        """
+        observations = np.asarray(observations)
+        tokens = np.zeros((*observations.shape[:-1], self.size), np.float32)
+        tokens[..., self.observation] = observations
+        tokens[..., 1:, self.previous_observation] = observations[..., :-1, :]
+        tokens[..., 1:, self.previous_action] = np.asarray(actions)[..., :-1, :]
+        tokens[..., 1:, self.previous_reward] = np.asarray(rewards)[..., :-1]
+        tokens[..., 1:, self.episode_start] = np.asarray(ends)[..., :-1]
+        tokens[..., :1, self.episode_start] = 1.0
+        return tokens

@@ -1,0 +1,486 @@
+"""The agent: a trained model and its memory of one task, behind ``reset``, ``act`` and ``observe``.
+
+B rows, N_o observation entries, N_a action entries, T token entries
+"""
+
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from torch.utils import _pytree as pytree
+
+from icrl_agents import hub
+from icrl_agents.agent_state import AgentState, checkpoint_digest
+from icrl_agents.backbones import Carry
+from icrl_agents.config import AgentConfig, to_dict
+from icrl_agents.errors import CallOrderError, ConfigError, InputError, UnknownNameError
+from icrl_agents.model import ActionPrediction, InContextModel
+
+PREFILL_CHUNK = 512
+"""Steps that :meth:`InContextAgent.prefill` gives the model at once: bounds its memory."""
+
+
+class RecordedExperience(Protocol):
+    """Experience of one task, ``[T, ...]`` (``[B, T, ...]`` for an agent with B rows), as
+    :class:`icrl_agents.training.histories.History` holds it."""
+
+    @property
+    def observations(self) -> np.ndarray:
+        """``[T, N_o]``, those acted on."""
+
+    @property
+    def actions(self) -> np.ndarray:
+        """``[T, N_a]``, executed."""
+
+    @property
+    def rewards(self) -> np.ndarray:
+        """``[T]``."""
+
+    @property
+    def terminated(self) -> np.ndarray:
+        """``[T]`` bool."""
+
+    @property
+    def truncated(self) -> np.ndarray:
+        """``[T]`` bool."""
+
+
+class InContextAgent:
+    """An agent that learns a task while it acts: nothing but its memory changes.
+
+    The loop is ``act``, step the environment, ``observe``; ``reset`` begins another task. An episode's end is no
+    task's end: the agent keeps what it learned. One environment takes and gives single arrays and scalars; after
+    ``reset(num_envs=B)`` or ``reset(env=vector_env)`` everything has a leading axis of B rows.
+
+    Every method checks all its arguments before it changes anything.
+
+    Args:
+        model: shared, not copied; moved to ``device`` and set to evaluation mode.
+        config: what it was trained for.
+        device: where the model runs; default: where its weights are.
+
+    Raises:
+        ConfigError: ``model`` was not built from ``config.model``.
+    """
+
+    def __init__(
+        self, model: InContextModel, config: AgentConfig, *, device: torch.device | str | None = None
+    ) -> None:
+        if to_dict(model.config) != to_dict(config.model):
+            raise ConfigError(f"the model was built from {model.config}, not from {config.model}")
+        if device is not None:
+            model.to(device)
+        self.model = model.eval()
+        self.config = config
+        self.device = model.token_mean.device
+        self._low = np.array(config.action_low, np.float32)
+        self._high = np.array(config.action_high, np.float32)
+        self._carry_leaves, self._carry_structure = pytree.tree_flatten(model.backbone.initial_carry(1))
+        generator = torch.Generator()
+        generator.seed()
+        self._state = AgentState.fresh(model, None, AutoresetMode.SAME_STEP, generator)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        device: torch.device | str = "auto",
+    ) -> Self:
+        """Load an agent.
+
+        Args:
+            name: a directory, a bundled agent's name, or a Hugging Face Hub id ``"org/name"``, tried in this order.
+            revision: branch, tag or commit on the Hub.
+            device: ``"auto"`` takes a GPU if there is one.
+
+        Raises:
+            UnknownNameError: no such agent.
+            CheckpointError: files that are missing, damaged or do not fit each other.
+            ConfigError: a ``config.json`` that is not one.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        model, config = hub.load_checkpoint(hub.resolve(name, revision))
+        return cls(model, config, device=device)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write config, weights and model card, so that ``from_pretrained(directory)`` gives this agent."""
+        hub.save_checkpoint(directory, self.model, self.config)
+
+    def make_env(self, **options: Any) -> gymnasium.Env:
+        """The environment it was trained for; ``options`` go to ``gymnasium.make``.
+
+        Raises:
+            UnknownNameError: nobody registered ``config.env_id``.
+            ConfigError: the environment's spaces are not the agent's.
+        """
+        self._require_registered()
+        env = gymnasium.make(self.config.env_id, **{**self.config.env_options, **options})
+        self._require_spaces(env.observation_space, env.action_space)
+        return env
+
+    def make_vec_env(self, num_envs: int, **options: Any) -> VectorEnv:
+        """The same, ``num_envs`` rows at once; ``options`` go to ``gymnasium.make_vec``."""
+        self._require_registered()
+        options = {**self.config.env_options, **options}
+        env = gymnasium.make_vec(self.config.env_id, num_envs=num_envs, **options)
+        self._require_spaces(env.single_observation_space, env.single_action_space)
+        return env
+
+    @property
+    def num_envs(self) -> int | None:
+        """B, rows it acts in; None for one environment."""
+        return None if self._state.single else len(self._state.tokens)
+
+    # ------------------------------------------------------------------ the loop
+
+    def reset(
+        self,
+        num_envs: int | None = None,
+        env: gymnasium.Env | VectorEnv | None = None,
+        autoreset_mode: AutoresetMode | str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """A new task: forget everything.
+
+        Args:
+            num_envs: B, rows of a vector environment; None is one environment.
+            env: what to act in, instead of ``num_envs``: rows and autoreset mode are read from it.
+            autoreset_mode: how the vector environment begins episodes; default: as ``env`` says, else SAME_STEP.
+                SAME_STEP: the observation after an episode's last step is the next one's first. NEXT_STEP: there is
+                one more step whose action is ignored; the agent does not take it for experience. DISABLED: you reset.
+            seed: of the random stream of sampled actions; None lets the stream go on.
+
+        Raises:
+            InputError: ``num_envs`` below 1, or both it and ``env``.
+            ConfigError: the environment's spaces are not the agent's, or no such autoreset mode.
+        """
+        if env is not None:
+            if num_envs is not None:
+                raise InputError("give num_envs or env, not both")
+            num_envs, autoreset_mode = self._read_env(env, autoreset_mode)
+        if num_envs is not None and (not isinstance(num_envs, int | np.integer) or num_envs < 1):
+            raise InputError(f"num_envs is a whole number of at least 1, got {num_envs!r}")
+        try:
+            mode = AutoresetMode(autoreset_mode or AutoresetMode.SAME_STEP)
+        except ValueError:
+            known = ", ".join(repr(m.value) for m in AutoresetMode)
+            raise ConfigError(f"unknown autoreset mode {autoreset_mode!r}; known: {known}") from None
+        state = AgentState.fresh(self.model, num_envs, mode, self._state.generator)
+        if seed is not None:
+            state.generator.manual_seed(int(seed))
+        self._state = state
+
+    @torch.inference_mode()
+    def act(self, obs: npt.ArrayLike, deterministic: bool | None = None) -> np.ndarray:
+        """Decide.
+
+        Args:
+            obs: ``[N_o]``, or ``[B, N_o]`` for B rows, of any real dtype.
+            deterministic: False samples from a Gaussian head; a deterministic head has nothing to sample from. None is
+                what the checkpoint was trained for: True for the deterministic head, False for the Gaussian one.
+
+        Returns:
+            Actions ``[N_a]`` or ``[B, N_a]`` float32 inside the action bounds. Under NEXT_STEP, rows whose
+            environment is about to reset get one that it ignores.
+
+        Raises:
+            CallOrderError: the last action's reward was not observed.
+            InputError: another shape, no real numbers, or not finite.
+        """
+        state = self._state
+        if state.acted:
+            raise CallOrderError("act was called twice: observe the last action's reward first")
+        observations = self._real("obs", obs, (self.config.model.observation_dim,))
+        if state.resetting.any():
+            self._decide_some(np.flatnonzero(~state.resetting), observations, deterministic)
+        else:
+            state.tokens[:, self.model.layout.observation] = observations
+            prediction, state.carry = self.model.step(self._tensor(state.tokens), state.carry)
+            state.actions[:] = self._choose(prediction, deterministic)
+        state.acted = True
+        return self._out(state.actions)
+
+    def observe(
+        self,
+        reward: npt.ArrayLike,
+        terminated: npt.ArrayLike,
+        truncated: npt.ArrayLike = False,
+        *,
+        action: npt.ArrayLike | None = None,
+    ) -> None:
+        """What the last action brought.
+
+        Args:
+            reward: scalar, or ``[B]``.
+            terminated: bool, or ``[B]``.
+            truncated: the same; a single False stands for all rows.
+            action: ``[N_a]`` or ``[B, N_a]``, if something else than the agent's action was executed.
+
+        Raises:
+            CallOrderError: there is no last action.
+            InputError: another shape, or not finite.
+        """
+        state, at = self._state, self.model.layout
+        if not state.acted:
+            raise CallOrderError("observe was called before act")
+        rewards = self._real("reward", reward, ())
+        done = self._flags("terminated", terminated)
+        if truncated is not False:
+            done = done | self._flags("truncated", truncated)
+        actions = state.actions
+        if action is not None:
+            actions = np.clip(self._real("action", action, self._low.shape), self._low, self._high)
+        lived = ~state.resetting
+        where = lived[:, None]
+        tokens = state.tokens
+        np.copyto(tokens[:, at.previous_observation], tokens[:, at.observation], where=where)
+        np.copyto(tokens[:, at.previous_action], actions, where=where)
+        np.copyto(tokens[:, at.previous_reward], rewards, where=lived)
+        np.copyto(tokens[:, at.episode_start], done, where=lived)
+        state.resetting = (
+            done & lived if state.autoreset_mode is AutoresetMode.NEXT_STEP else np.zeros_like(lived)
+        )
+        state.acted = False
+
+    @torch.inference_mode()
+    def forget(self, mask: npt.ArrayLike | None = None) -> None:
+        """The rows in ``mask`` ``[B]`` (None: all) got a new task: they begin anew, the others are untouched.
+
+        Raises:
+            CallOrderError: the last action's reward was not observed.
+            InputError: a mask of another shape.
+        """
+        rows = self._rows("forget", mask)
+        state = self._state
+        state.carry = self.model.backbone.forget(state.carry, self._tensor(rows))
+        state.tokens[rows] = 0.0
+        state.tokens[rows, self.model.layout.episode_start] = 1.0
+
+    def begin_episode(self, mask: npt.ArrayLike | None = None) -> None:
+        """You cut the episodes of the rows in ``mask`` ``[B]`` (None: all) short and reset them; same task.
+
+        Raises:
+            CallOrderError: the last action's reward was not observed.
+            InputError: a mask of another shape.
+        """
+        rows = self._rows("begin_episode", mask)
+        self._state.tokens[rows, self.model.layout.episode_start] = 1.0
+        self._state.resetting[rows] = False
+
+    @torch.inference_mode()
+    def prefill(self, history: RecordedExperience) -> None:
+        """Live through recorded experience, as if the agent had acted so itself.
+
+        Args:
+            history: arrays ``[T, ...]``, or ``[B, T, ...]`` for B rows; it continues what the agent already knows.
+
+        Raises:
+            CallOrderError: the last action's reward was not observed.
+            InputError: other shapes, or not finite.
+        """
+        state, at = self._state, self.model.layout
+        if state.acted:
+            raise CallOrderError("prefill was called after act: observe the last action's reward first")
+        steps = _array("rewards", history.rewards).shape[-1:]
+        if not steps:
+            raise InputError("rewards: expected the rewards of whole steps, got one number")
+        observations = self._real("observations", history.observations, (*steps, at.observation_dim))
+        actions = self._real("actions", history.actions, (*steps, at.action_dim))
+        actions = np.clip(actions, self._low, self._high)
+        rewards = self._real("rewards", history.rewards, steps)
+        done = self._flags("terminated", history.terminated, steps)
+        done |= self._flags("truncated", history.truncated, steps)
+        if steps == (0,):
+            return
+        tokens = at.encode_history(observations, actions, rewards, done)  # [B, T, token]
+        tokens[:, 0, at.observation_dim :] = state.tokens[:, at.observation_dim :]
+        carry = state.carry
+        for start in range(0, tokens.shape[1], PREFILL_CHUNK):
+            _, carry = self.model(self._tensor(tokens[:, start : start + PREFILL_CHUNK]), carry)
+        state.carry = carry
+        # The token after the last step, its observation still to come
+        last = (observations[:, -1], actions[:, -1], rewards[:, -1], done[:, -1])
+        state.tokens = at.encode(np.zeros_like(last[0]), *last)
+
+    # ------------------------------------------------------------------ stable-baselines3
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        observation: npt.ArrayLike,
+        state: Carry | None = None,
+        episode_start: npt.ArrayLike | None = None,
+        deterministic: bool | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """Decide without touching the agent's own memory; stable-baselines3's ``PolicyPredictor``.
+
+        Args:
+            observation: ``[T]`` or ``[B, T]`` from :class:`~icrl_agents.ExperienceObservation`: observation and
+                previous transition in the layout of the token.
+            state: what the last call returned; None forgets everything. Not changed.
+            episode_start: not used. The observation says where episodes start; memory outlives them.
+            deterministic: as in :meth:`act`.
+
+        Returns:
+            Actions ``[N_a]`` or ``[B, N_a]`` and the new state, a tuple of arrays.
+
+        Raises:
+            InputError: another shape, not finite, or the state of another agent or number of rows.
+        """
+        size = self.model.layout.size
+        array = _array("observation", observation)
+        if array.ndim not in (1, 2) or array.shape[-1] != size or array.size == 0:
+            raise InputError(
+                f"expected observations [{size}] or [B, {size}] from ExperienceObservation, got shape {array.shape}"
+            )
+        tokens = _finite("observation", array).reshape(-1, size)
+        carry = self._carry_of(state, len(tokens))
+        prediction, carry = self.model.step(self._tensor(tokens), carry)
+        actions = self._choose(prediction, deterministic)
+        memory = tuple(leaf.cpu().numpy() for leaf in pytree.tree_leaves(carry))
+        return (actions[0] if array.ndim == 1 else actions), memory
+
+    # ------------------------------------------------------------------ memory as a thing
+
+    def save_state(self, path: str | Path) -> None:
+        """Write everything the agent remembers to a safetensors file."""
+        self._state.write(Path(path), checkpoint_digest(self.model, self.config))
+
+    def load_state(self, path: str | Path) -> None:
+        """Remember what :meth:`save_state` wrote, and act in as many rows.
+
+        Raises:
+            CheckpointError: no such file, damaged, of another version or of another checkpoint.
+        """
+        self._state = AgentState.read(Path(path), self.model, checkpoint_digest(self.model, self.config))
+
+    def clone(self) -> Self:
+        """An agent with the same weights (shared) and a copy of the memory."""
+        twin = type(self)(self.model, self.config)
+        twin._state = self._state.copy()
+        return twin
+
+    # ------------------------------------------------------------------ private
+
+    def _decide_some(self, rows: np.ndarray, observations: np.ndarray, deterministic: bool | None) -> None:
+        """Decide in ``rows`` ``[R]`` alone; the others' memory is untouched and their action is ignored."""
+        state = self._state
+        state.actions[:] = np.clip(0.0, self._low, self._high)
+        if not len(rows):
+            return
+        state.tokens[rows, : self.model.layout.observation_dim] = observations[rows]
+        index = self._tensor(rows)
+        carry = pytree.tree_map(lambda leaf: leaf[index], state.carry)
+        prediction, carry = self.model.step(self._tensor(state.tokens[rows]), carry)
+        pytree.tree_map(lambda whole, part: whole.index_copy_(0, index, part), state.carry, carry)
+        state.actions[rows] = self._choose(prediction, deterministic)
+
+    def _choose(self, prediction: ActionPrediction, deterministic: bool | None) -> np.ndarray:
+        """The action ``[B, N_a]`` float32, clipped."""
+        mean = prediction.mean.float().cpu()
+        if prediction.log_std is not None and not deterministic:
+            noise = torch.randn(mean.shape, generator=self._state.generator)
+            mean = mean + prediction.log_std.float().cpu().exp() * noise
+        return np.clip(mean.numpy(), self._low, self._high)
+
+    def _carry_of(self, state: Carry | None, rows: int) -> Carry:
+        """A predict state as a carry that may be consumed."""
+        if state is None:
+            return self.model.backbone.initial_carry(rows)
+        given = pytree.tree_leaves(state)
+        expected = [(rows, *leaf.shape[1:]) for leaf in self._carry_leaves]
+        if [tuple(np.shape(leaf)) for leaf in given] != expected:
+            raise InputError(
+                f"expected a state of {rows} row(s) that predict of this agent returned, or None"
+            )
+        leaves = [
+            torch.tensor(np.asarray(leaf), dtype=like.dtype, device=self.device)
+            for leaf, like in zip(given, self._carry_leaves, strict=True)
+        ]
+        return pytree.tree_unflatten(leaves, self._carry_structure)
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def _out(self, rows: np.ndarray) -> np.ndarray:
+        return rows[0].copy() if self._state.single else rows.copy()
+
+    def _rows_of(self, name: str, value: npt.ArrayLike, tail: tuple[int, ...]) -> np.ndarray:
+        """``value``, of shape ``tail`` for one environment and else ``[B, *tail]``, as ``[B, *tail]``."""
+        array, rows = _array(name, value), len(self._state.tokens)
+        expected = tail if self._state.single else (rows, *tail)
+        if array.shape != expected:
+            acts_in = "one environment" if self._state.single else f"{rows} rows"
+            raise InputError(
+                f"{name}: expected shape {expected}, since the agent acts in {acts_in}, got {array.shape}; "
+                "reset(num_envs=...) or reset(env=...) says in how many it acts"
+            )
+        return array.reshape(rows, *tail)
+
+    def _real(self, name: str, value: npt.ArrayLike, tail: tuple[int, ...]) -> np.ndarray:
+        """``value`` as finite float32 ``[B, *tail]``."""
+        return _finite(name, self._rows_of(name, value, tail))
+
+    def _flags(self, name: str, value: npt.ArrayLike, tail: tuple[int, ...] = ()) -> np.ndarray:
+        """``value`` as bool ``[B, *tail]``."""
+        array = self._rows_of(name, value, tail)
+        if array.dtype != bool and (array.dtype.kind not in "iu" or not np.isin(array, (0, 1)).all()):
+            raise InputError(f"{name}: expected True or False, got {array!r}")
+        return array.astype(bool)
+
+    def _rows(self, method: str, mask: npt.ArrayLike | None) -> np.ndarray:
+        if self._state.acted:
+            raise CallOrderError(f"{method} was called after act: observe the last action's reward first")
+        if mask is None:
+            return np.ones(len(self._state.tokens), bool)
+        return self._flags("mask", mask)
+
+    def _read_env(
+        self, env: gymnasium.Env | VectorEnv, autoreset_mode: AutoresetMode | str | None
+    ) -> tuple[int | None, AutoresetMode | str | None]:
+        """Rows and autoreset mode of ``env``."""
+        if not isinstance(env, VectorEnv):
+            self._require_spaces(env.observation_space, env.action_space)
+            return None, autoreset_mode
+        self._require_spaces(env.single_observation_space, env.single_action_space)
+        mode = autoreset_mode or env.metadata.get("autoreset_mode")
+        if mode is None:
+            raise ConfigError(f"{env} does not say its autoreset mode: pass autoreset_mode=")
+        return env.num_envs, mode
+
+    def _require_registered(self) -> None:
+        if self.config.env_id not in gymnasium.registry:
+            raise UnknownNameError("environment", self.config.env_id, gymnasium.registry)
+
+    def _require_spaces(self, observation: gymnasium.Space, action: gymnasium.Space) -> None:
+        at = self.model.layout
+        if observation.shape != (at.observation_dim,) or action.shape != (at.action_dim,):
+            raise ConfigError(
+                f"agent {self.config.name!r} reads observations of shape ({at.observation_dim},) and gives actions of "
+                f"shape ({at.action_dim},); the environment has {observation.shape} and {action.shape}"
+            )
+
+
+def _array(name: str, value: npt.ArrayLike) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, tensors on a GPU or with gradients
+        raise InputError(f"{name}: expected an array: {error}") from None
+
+
+def _finite(name: str, array: np.ndarray) -> np.ndarray:
+    """A copy as float32, finite also there."""
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{name}: expected real numbers, got {array.dtype}")
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise InputError(f"{name}: expected finite numbers, got {array!r}")
+    return array

@@ -1,0 +1,447 @@
+"""The command line: every command is a frozen dataclass, documented by its fields.
+
+Training is imported by the commands that need it, so that running an agent needs none of its packages.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from icrl_agents.errors import IcrlError, InputError
+
+if TYPE_CHECKING:
+    from icrl_agents.evaluation import EvalResult
+
+Preset = Literal["laptop", "paper"]
+Positional = tyro.conf.Positional
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A bundled agent learns tasks it has never seen; the curve is printed and plotted."""
+
+    env: Positional[str] = "reacher-goal"
+    """Environment, e.g. reacher-goal."""
+    agent: str | None = None
+    """Agent name, directory or Hub id; default: the environment's bundled Mamba agent."""
+    tasks: int = 10
+    """Unseen tasks."""
+    episodes: int = 40
+    """Episodes of each task."""
+    seed: int = 0
+    """Of initial states."""
+    out: Path = Path("out")
+    """Folder for the picture."""
+    video: bool = False
+    """Also write a GIF: the first, fifth and last episode on one task side by side."""
+
+    def run(self) -> None:
+        """Evaluate on val tasks, which nothing reported rests on, and show what happened."""
+        from icrl_agents.agent import InContextAgent
+        from icrl_agents.evaluation import evaluate
+        from icrl_agents.plots import plot_results
+
+        agent = InContextAgent.from_pretrained(self.agent or f"{self.env}-mamba")
+        console.print(f"[bold]{agent.config.name}[/] meets {self.tasks} tasks it has never seen. Its weights stay as they are.")
+        with console.status("episode 1") as status:
+
+            def show(episode: int, mean: float) -> None:
+                status.update(f"episode {episode} of {self.episodes}: mean return {mean:.2f}")
+
+            result = evaluate(
+                agent, subset="val", tasks=self.tasks, episodes=self.episodes, seeds=(self.seed,), controls=False, on_episode=show
+            )
+        _print_curve(result)
+        picture = plot_results([result], self.out / f"{agent.config.name}.png")
+        console.print(f"picture: {picture}")
+        if self.video:
+            from icrl_agents.video import record_learning
+
+            console.print(f"video: {record_learning(agent, result.tasks[0], self.out / f'{agent.config.name}.gif', self.seed)}")
+
+
+@dataclass(frozen=True)
+class List:
+    """The bundled agents, environments and backbones."""
+
+    def run(self) -> None:
+        """Print them."""
+        from icrl_agents.backbones import backbone_names
+        from icrl_agents.envs import env_ids, short_name
+        from icrl_agents.hub import bundled_agents
+        from icrl_agents.kernels import available_kernels
+
+        table = Table("agent", "environment", "backbone", "parameters", "final normalized return")
+        for row in bundled_agents():
+            table.add_row(*row)
+        console.print(table)
+        console.print("environments: " + ", ".join(f"{short_name(env_id)} ({env_id})" for env_id in env_ids()))
+        console.print("backbones: " + ", ".join(backbone_names()))
+        console.print("kernels: " + ", ".join(available_kernels()))
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Collect learning histories: source algorithms learn the training tasks and every step is recorded.
+
+    An interrupted collection goes on with the same command.
+    """
+
+    env: Positional[str]
+    """Environment, e.g. reacher-goal."""
+    preset: Preset = "laptop"
+    """Source algorithm and amount of data."""
+    out: Path | None = None
+    """Folder of the dataset; default: data/ENV/histories."""
+    source: Literal["task-parallel", "sb3-ppo", "sb3-sac"] = "task-parallel"
+    """All tasks as one batched program, or one stable-baselines3 run on one task."""
+    task: int = 0
+    """Training task of an sb3 run."""
+    steps_per_task: int | None = None
+    """Environment steps per task; default: the preset's."""
+    split: str = "paper"
+    """Named task split."""
+    subset: str = "train"
+    """Part of the split: train, val, test, or several joined by +."""
+    seed: int = 0
+    """Of everything."""
+
+    def run(self) -> None:
+        """Collect, then say what was collected."""
+        from icrl_agents.envs import resolve_env_id, short_name
+        from icrl_agents.training.sources.presets import run_collection
+
+        env_id = resolve_env_id(self.env)
+        out = self.out or Path("data") / short_name(env_id) / "histories"
+        dataset = run_collection(
+            env_id,
+            out,
+            preset=self.preset,
+            source=self.source,
+            task=self.task,
+            steps_per_task=self.steps_per_task,
+            split=self.split,
+            subset=self.subset,
+            seed=self.seed,
+        )
+        progress = dataset.manifest.progress
+        mean = sum(progress.final_returns) / len(progress.final_returns)
+        console.print(
+            f"{out}: {len(dataset)} histories of {progress.steps} steps, {len(dataset.manifest.tasks)} tasks; "
+            f"final source policies return {mean:.2f}"
+        )
+
+
+@dataclass(frozen=True)
+class Train:
+    """Distil learning histories into an agent. An interrupted training goes on with the same command."""
+
+    env: Positional[str]
+    """Environment, e.g. reacher-goal."""
+    data: Path | None = None
+    """Folder of the dataset; default: data/ENV/histories."""
+    backbone: str = "mamba"
+    """Registered sequence model: mamba, transformer."""
+    preset: Preset = "laptop"
+    """Size, sequence length and schedule."""
+    out: Path | None = None
+    """Folder of the checkpoint; default: runs/ENV-BACKBONE."""
+    name: str | None = None
+    """Name of the agent; default: the folder's."""
+    target: Literal["sampled", "source_mean", "final_policy"] | None = None
+    """What to predict: the executed action (the paper), the source's mean, or its final policy's action; default: the preset's."""
+    mask_rewards: bool = False
+    """The control agent, which never sees a reward."""
+    updates: int | None = None
+    """Gradient updates; default: the preset's."""
+    seed: int = 0
+    """Of weights, batches and noise."""
+
+    def run(self) -> None:
+        """Train and say where the checkpoint is."""
+        from icrl_agents.envs import resolve_env_id, short_name
+        from icrl_agents.training.pipeline import run_training
+
+        env_id = resolve_env_id(self.env)
+        short = short_name(env_id)
+        out = self.out or Path("runs") / f"{short}-{self.backbone}{'-masked' if self.mask_rewards else ''}"
+        run_training(
+            env_id,
+            self.data or Path("data") / short / "histories",
+            out,
+            name=self.name or out.name,
+            backbone=self.backbone,
+            preset=self.preset,
+            target=self.target,
+            mask_rewards=self.mask_rewards,
+            updates=self.updates,
+            seed=self.seed,
+        )
+        console.print(f"checkpoint: {out}")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate an agent by the protocol of every published number."""
+
+    agent: Positional[str]
+    """Bundled name, directory, or Hub id."""
+    split: str = "paper"
+    """Named task split."""
+    subset: Literal["val", "test"] = "test"
+    """Report on test, select on val."""
+    tasks: int = 30
+    """The first so many tasks of the subset."""
+    episodes: int = 40
+    """Episodes of each task."""
+    seed: Annotated[tuple[int, ...], tyro.conf.arg(name="seed")] = (0,)
+    """Evaluation seeds; returns are averaged over them task by task."""
+    controls: bool = True
+    """Also run swapped rewards and forgetting at every episode."""
+    json: Path | None = None
+    """File for the whole result."""
+    plot: Path | None = None
+    """File for the picture."""
+
+    def run(self) -> None:
+        """Evaluate and show."""
+        from icrl_agents.agent import InContextAgent
+        from icrl_agents.evaluation import evaluate
+        from icrl_agents.plots import plot_results
+
+        agent = InContextAgent.from_pretrained(self.agent)
+        result = evaluate(
+            agent,
+            split=self.split,
+            subset=self.subset,
+            tasks=self.tasks,
+            episodes=self.episodes,
+            seeds=self.seed,
+            controls=self.controls,
+        )
+        _print_curve(result)
+        _print_summary(result)
+        if self.json is not None:
+            result.save(self.json)
+            console.print(f"result: {self.json}")
+        if self.plot is not None:
+            console.print(f"picture: {plot_results([result], self.plot)}")
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare agents on the same tasks: a table, a paired difference and a figure."""
+
+    agents: Positional[tuple[str, ...]]
+    """Agents (name, directory, Hub id) or results (JSON of evaluate)."""
+    split: str = "paper"
+    """Named task split."""
+    subset: Literal["val", "test"] = "test"
+    """Part of the split."""
+    tasks: int = 30
+    """The first so many tasks."""
+    episodes: int = 40
+    """Episodes of each task."""
+    seed: Annotated[tuple[int, ...], tyro.conf.arg(name="seed")] = (0,)
+    """Evaluation seeds."""
+    out: Path = Path("out/compare.png")
+    """File for the figure."""
+
+    def run(self) -> None:
+        """Evaluate what is not a result yet, and show all beside each other."""
+        from icrl_agents.agent import InContextAgent
+        from icrl_agents.evaluation import EvalResult, evaluate, paired_difference
+        from icrl_agents.plots import plot_results
+
+        if not self.agents:
+            raise InputError("name at least one agent or result to compare")
+        results = []
+        for name in self.agents:
+            if name.endswith(".json"):
+                results.append(EvalResult.load(name))
+                continue
+            with console.status(f"evaluating {name}"):
+                results.append(
+                    evaluate(
+                        InContextAgent.from_pretrained(name),
+                        split=self.split,
+                        subset=self.subset,
+                        tasks=self.tasks,
+                        episodes=self.episodes,
+                        seeds=self.seed,
+                        controls=False,
+                    )
+                )
+        table = Table("agent", "episode 1", "last 5 episodes", "normalized", "IQM", f"minus {results[0].agent}, by task")
+        for result in results:
+            final = result.summary["final_normalized"]
+            difference = "" if result is results[0] else _with_interval(paired_difference(result, results[0]))
+            table.add_row(
+                result.agent,
+                _with_interval(result.summary["first_return"]),
+                _with_interval(result.summary["final_return"]),
+                _with_interval(final),
+                f"{final['iqm']:.2f}",
+                difference,
+            )
+        console.print(table)
+        console.print(f"picture: {plot_results(results, self.out)}")
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Measure the reference policies of an environment (no action, random, blind, oracle) on its val and test tasks."""
+
+    env: Positional[str]
+    """Environment, e.g. reacher-goal."""
+    split: str = "paper"
+    """Named task split."""
+    steps_per_task: int = 200_000
+    """Environment steps of each oracle."""
+    data: Path | None = None
+    """Folder for the oracles' histories; default: data/ENV/oracle."""
+    out: Path | None = None
+    """JSON file; default: the one the package ships."""
+    seed: int = 0
+    """Of everything."""
+
+    def run(self) -> None:
+        """Measure and write."""
+        from icrl_agents.envs import resolve_env_id, short_name
+        from icrl_agents.envs.anchors import anchor_file_name
+        from icrl_agents.training.anchors import measure_anchors, save_anchors
+        from icrl_agents.training.collection import CollectionConfig
+
+        env_id = resolve_env_id(self.env)
+        config = CollectionConfig(env_id, self.split, steps_per_task=self.steps_per_task, seed=self.seed)
+        command = f"icrl-agents anchors {self.env} --split {self.split} --steps-per-task {self.steps_per_task} --seed {self.seed}"
+        anchors = measure_anchors(config, self.data or Path("data") / short_name(env_id) / "oracle", command)
+        out = self.out or Path(str(sys.modules[anchor_file_name.__module__].__file__)).parent / anchor_file_name(
+            env_id, self.split
+        )
+        save_anchors(anchors, out)
+        for subset, returns in anchors.returns.items():
+            means = ", ".join(f"{name} {sum(values) / len(values):.2f}" for name, values in returns.items())
+            console.print(f"{subset}: {means}")
+        console.print(f"anchors: {out}")
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """From nothing to an evaluated agent: collect, train, evaluate. Goes on where it was interrupted."""
+
+    env: Positional[str] = "reacher-goal"
+    """Environment, e.g. reacher-goal."""
+    backbone: str = "mamba"
+    """Registered sequence model: mamba, transformer."""
+    preset: Preset = "laptop"
+    """Amount of data, size and schedule."""
+    mask_rewards: bool = False
+    """The control agent, which never sees a reward."""
+    seed: int = 0
+    """Of everything."""
+    data: Path = Path("data")
+    """Folder of datasets."""
+    out: Path = Path("runs")
+    """Folder of checkpoints."""
+
+    def run(self) -> None:
+        """Run the whole pipeline and write how long each part took."""
+        from icrl_agents.training.pipeline import reproduce
+
+        times = reproduce(
+            self.env,
+            backbone=self.backbone,
+            preset=self.preset,
+            mask_rewards=self.mask_rewards,
+            seed=self.seed,
+            data=self.data,
+            out=self.out,
+        )
+        table = Table("part", "minutes")
+        for part, seconds in times.items():
+            table.add_row(part, f"{seconds / 60:.1f}")
+        console.print(table)
+
+
+@dataclass(frozen=True)
+class Push:
+    """Publish a checkpoint on the Hugging Face Hub."""
+
+    directory: Positional[Path]
+    """A checkpoint."""
+    repo_id: Positional[str]
+    """Where to: org/name."""
+    private: bool = False
+    """Only for you."""
+
+    def run(self) -> None:
+        """Push and print the address."""
+        from icrl_agents.hub import push_to_hub
+
+        console.print(push_to_hub(self.directory, self.repo_id, private=self.private))
+
+
+COMMANDS = (Demo, List, Collect, Train, Evaluate, Compare, Anchors, Reproduce, Push)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of ``icrl-agents``."""
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # progress reaches a log file at once
+    chosen = tyro.extras.subcommand_cli_from_dict(
+        {command.__name__.lower(): command for command in COMMANDS},
+        prog="icrl-agents",
+        description="Agents that learn a new task from interaction alone, with no weight update.",
+        args=arguments,
+    )
+    try:
+        chosen.run()
+    except IcrlError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; the same command goes on where it stopped")
+        sys.exit(130)
+
+
+def _print_curve(result: "EvalResult") -> None:
+    import numpy as np
+
+    table = Table("episode", "return", "normalized", title=f"{result.agent}: mean over {len(result.tasks)} unseen tasks")
+    returns, normalized = np.mean(result.returns, 0), np.mean(result.normalized, 0)
+    episodes = len(returns)
+    for episode in sorted({1, 2, 3, 5, 10, 20, 30, episodes} & set(range(1, episodes + 1))):
+        table.add_row(str(episode), f"{returns[episode - 1]:.2f}", f"{normalized[episode - 1]:.2f}")
+    for name, meaning in (("random", ""), ("zero", ""), ("blind", "0"), ("oracle", "1")):
+        table.add_row(name, f"{np.mean(result.anchors[name]):.2f}", meaning, style="dim")
+    console.print(table)
+
+
+def _print_summary(result: "EvalResult") -> None:
+    for name, value in result.summary.items():
+        console.print(f"{name}: {_with_interval(value) if isinstance(value, dict) else value}")
+    reset = result.controls.get("reset_each_episode")
+    if reset:
+        console.print(f"control, forgetting at every episode: {_with_interval(reset['final_normalized'])}")
+    swapped = result.controls.get("swapped_rewards")
+    if swapped:
+        console.print(
+            f"control, rewards of another task: nearer to the rewarded task in {swapped['nearer_to_rewarded']:.0%}, "
+            f"error {_with_interval(swapped['error_to_rewarded'])} against {_with_interval(swapped['error_to_own'])}"
+        )
+
+
+def _with_interval(value: dict[str, float]) -> str:
+    bounds = f" [{value['low']:.2f}, {value['high']:.2f}]" if "low" in value else ""
+    return f"{value['mean']:.2f}{bounds}"
+
+
+if __name__ == "__main__":
+    main()

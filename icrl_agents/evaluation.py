@@ -1,0 +1,325 @@
+"""Does it learn in context? Agents on unseen tasks, with anchors, controls and intervals.
+
+    normalized return = (R - blind) / (oracle - blind), by task: 0 is the best policy that sees neither task nor reward,
+    1 the best policy that was told the task.
+
+Controls: acting on task i with the rewards of task j (*swapped*) must make the agent do j; forgetting at every episode
+(*reset*) must cost what it learned over episodes. A third control, an agent trained with its rewards masked, is a
+checkpoint of its own and is compared like any other.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import mujoco
+import numpy as np
+from scipy import stats
+
+from icrl_agents.agent import InContextAgent
+from icrl_agents.atomic import write_text_atomically
+from icrl_agents.config import from_dict
+from icrl_agents.envs import env_definition, load_anchors, task_split
+from icrl_agents.errors import ConfigError, InputError
+
+LAST_EPISODES = 5
+"""Episodes at the end that make an agent's final return."""
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What an agent did on N tasks over E episodes of H steps.
+
+    Attributes:
+        returns: ``[N, E]`` sums of the rewards the agent was given.
+        lengths: ``[N, E]`` steps.
+        first_episode: ``[N, H]`` rewards per step inside episode 1; 0 after an early end.
+        last_episode: ``[N, H]`` likewise inside the last.
+        final_observations: ``[N, E, N_o]`` the last observation of each episode.
+    """
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    first_episode: np.ndarray
+    last_episode: np.ndarray
+    final_observations: np.ndarray
+
+
+def rollout(
+    agent: InContextAgent,
+    tasks: Sequence[Mapping[str, Any]],
+    episodes: int,
+    seed: int,
+    *,
+    reward_tasks: Sequence[Mapping[str, Any]] | None = None,
+    reset_each_episode: bool = False,
+    on_episode: Callable[[int, float], None] | None = None,
+) -> Rollouts:
+    """Let an agent learn in context, one row of the native vector environment per task.
+
+    Args:
+        agent: is reset first and keeps what it learned over episodes.
+        tasks: N tasks that the rows hold.
+        episodes: E, of each task.
+        seed: of the initial states and of a sampling agent.
+        reward_tasks: N tasks whose rewards the agent gets instead: a second environment takes the same actions from the
+            same initial states, which is exact where the task changes nothing but the reward.
+        reset_each_episode: forget everything after each episode.
+        on_episode: called with the number of finished episodes and their mean return.
+    """
+    if episodes < 1:
+        raise InputError(f"episodes is at least 1, got {episodes}")
+    env_id, horizon = agent.config.env_id, agent.config.episode_steps
+    options = dict(agent.config.env_options)
+    env = gymnasium.make_vec(env_id, num_envs=len(tasks), tasks=list(tasks), **options)
+    observations, _ = env.reset(seed=seed)
+    rewarding = None
+    if reward_tasks is not None:
+        rewarding = gymnasium.make_vec(env_id, num_envs=len(tasks), tasks=list(reward_tasks), **options)
+        rewarding.reset(seed=seed)
+    agent.reset(env=env, seed=seed)
+    n = len(tasks)
+    rewards_by_step = np.zeros((n, episodes, horizon))
+    lengths = np.zeros((n, episodes), np.int64)
+    finals = np.zeros((n, episodes, observations.shape[1]))
+    episode = np.zeros(n, np.int64)
+    while (episode < episodes).any():
+        actions = agent.act(observations)
+        observations, rewards, terminated, truncated, info = env.step(actions)
+        if rewarding is not None:
+            rewards = rewarding.step(actions)[1]
+        agent.observe(rewards, terminated, truncated)
+        rows = np.flatnonzero(episode < episodes)
+        at = (rows, episode[rows])
+        rewards_by_step[(*at, lengths[at])] = rewards[rows]
+        lengths[at] += 1
+        done = terminated | truncated
+        if not done.any():
+            continue
+        ended = np.flatnonzero(done & (episode < episodes))
+        finals[ended, episode[ended]] = info["final_obs"][ended]
+        episode[done] += 1
+        if reset_each_episode:
+            agent.forget(done)
+        if on_episode is not None and episode.min() == episode.max():
+            on_episode(int(episode[0]), float(rewards_by_step[:, episode[0] - 1].sum(1).mean()))
+    env.close()
+    returns = rewards_by_step.sum(2)
+    return Rollouts(returns, lengths, rewards_by_step[:, 0], rewards_by_step[:, -1], finals)
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """One agent on N tasks over E episodes; what ``evaluate --json`` writes.
+
+    Attributes:
+        agent: its name.
+        env_id: Gymnasium id.
+        split: named split.
+        split_hash: its content hash.
+        subset: part of the split.
+        seeds: of the evaluations; returns are their mean.
+        tasks: N tasks.
+        returns: ``[N][E]``.
+        lengths: ``[N][E]`` steps.
+        anchors: ``zero, random, blind, oracle`` -> ``[N]``.
+        normalized: ``[N][E]``, (returns - blind) / (oracle - blind).
+        first_episode: ``[N][H]`` reward per step inside episode 1.
+        last_episode: ``[N][H]`` reward per step inside the last episode.
+        controls: results of the controls.
+        summary: the numbers to quote, each with its interval.
+        versions: what it ran on.
+    """
+
+    agent: str
+    env_id: str
+    split: str
+    split_hash: str
+    subset: str
+    seeds: list[int]
+    tasks: list[dict[str, Any]]
+    returns: list[list[float]]
+    lengths: list[list[float]]
+    anchors: Mapping[str, list[float]]
+    normalized: list[list[float]]
+    first_episode: list[list[float]]
+    last_episode: list[list[float]]
+    controls: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        write_text_atomically(Path(path), json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "EvalResult":
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ConfigError: the file is missing or no such result.
+        """
+        path = Path(path)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ConfigError(f"{path} is no evaluation result: {error}") from None
+        return from_dict(cls, data, where=path.name)
+
+
+def evaluate(
+    agent: InContextAgent,
+    *,
+    split: str = "paper",
+    subset: str = "test",
+    tasks: int | None = None,
+    episodes: int = 40,
+    seeds: Sequence[int] = (0,),
+    controls: bool = True,
+    on_episode: Callable[[int, float], None] | None = None,
+) -> EvalResult:
+    """Evaluate an agent by the protocol of every published number.
+
+    Args:
+        agent: to evaluate; it is reset.
+        split: named split of its environment.
+        subset: ``"test"`` to report, ``"val"`` to select.
+        tasks: the first so many tasks of the subset; None takes all.
+        episodes: E, of each task.
+        seeds: evaluation seeds; what is measured is averaged over them, task by task.
+        controls: also run the controls with the first seed.
+        on_episode: called with the number of finished episodes and their mean return, first seed only.
+
+    Raises:
+        UnknownNameError: no such split or subset, or it has no anchors.
+        TaskError: the anchors are of another split content.
+    """
+    env_id = agent.config.env_id
+    chosen = task_split(env_id, split)
+    all_tasks = chosen.subset(subset)
+    subset_tasks = list(all_tasks[:tasks])
+    anchors = load_anchors(env_id, split, chosen.content_hash).of(subset)
+    anchors = {name: list(values[: len(subset_tasks)]) for name, values in anchors.items()}
+    runs = [
+        rollout(agent, subset_tasks, episodes, seed, on_episode=on_episode if seed == seeds[0] else None) for seed in seeds
+    ]
+    mean = {name: np.mean([getattr(run, name) for run in runs], axis=0) for name in Rollouts.__dataclass_fields__}
+    blind, oracle = (np.asarray(anchors[name])[:, None] for name in ("blind", "oracle"))
+    normalized = (mean["returns"] - blind) / (oracle - blind)
+    return EvalResult(
+        agent=agent.config.name,
+        env_id=env_id,
+        split=split,
+        split_hash=chosen.content_hash,
+        subset=subset,
+        seeds=list(seeds),
+        tasks=subset_tasks,
+        returns=mean["returns"].tolist(),
+        lengths=mean["lengths"].tolist(),
+        anchors=anchors,
+        normalized=normalized.tolist(),
+        first_episode=mean["first_episode"].tolist(),
+        last_episode=mean["last_episode"].tolist(),
+        controls=_controls(agent, subset_tasks, episodes, seeds[0], anchors) if controls else {},
+        summary=summarize(mean["returns"], anchors),
+        versions={"mujoco": mujoco.__version__, "gymnasium": gymnasium.__version__, "numpy": np.__version__},
+    )
+
+
+def summarize(returns: np.ndarray, anchors: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """The numbers to quote, of returns ``[N, E]``: each a mean over tasks with its 95 % interval, and the IQM.
+
+    ``final`` is the mean of the last episodes. ``normalized`` averages the tasks' own ratios; ``normalized_of_means`` is the
+    ratio of the averages, which tasks whose blind and oracle returns nearly coincide cannot dominate.
+    """
+    blind, oracle = np.asarray(anchors["blind"]), np.asarray(anchors["oracle"])
+    final = returns[:, -LAST_EPISODES:].mean(1)
+
+    def of_means(r: np.ndarray, b: np.ndarray, o: np.ndarray) -> np.ndarray:
+        return (r - b).mean(-1) / (o - b).mean(-1)
+
+    reached = returns.mean(0) >= returns[:, 0].mean() + 0.9 * (final.mean() - returns[:, 0].mean())
+    return {
+        "first_return": interval(returns[:, 0]),
+        "final_return": interval(final),
+        "first_normalized": interval((returns[:, 0] - blind) / (oracle - blind)),
+        "final_normalized": interval((final - blind) / (oracle - blind)),
+        "final_normalized_of_means": interval(final, blind, oracle, statistic=of_means),
+        "episodes_to_90_percent_of_gain": int(np.argmax(reached)) + 1,
+    }
+
+
+def interval(
+    *samples: np.ndarray, statistic: Callable[..., np.ndarray] | None = None, strata: np.ndarray | None = None
+) -> dict[str, float]:
+    """Mean, interquartile mean and the mean's 95 % bootstrap interval over tasks.
+
+    Args:
+        samples: ``[N]`` each; several are resampled together (paired).
+        statistic: of the samples along their last axis, instead of the mean.
+        strata: ``[N]`` labels, e.g. training seeds; resampling stays inside each.
+
+    Returns:
+        ``mean, low, high`` and, for one sample, ``iqm`` (Agarwal et al. 2021, arXiv 2108.13264).
+    """
+    groups = [np.arange(len(samples[0]))]
+    if strata is not None:
+        groups = [np.flatnonzero(strata == label) for label in np.unique(strata)]
+
+    def value(*indices: np.ndarray, axis: int = -1) -> np.ndarray:
+        together = np.concatenate(indices, axis=-1)
+        picked = [sample[together] for sample in samples]
+        return picked[0].mean(-1) if statistic is None else statistic(*picked)
+
+    result = {"mean": float(value(*groups))}
+    if statistic is None:
+        result["iqm"] = float(stats.trim_mean(samples[0], 0.25))
+    if len(samples[0]) > len(groups):
+        bounds = stats.bootstrap(
+            groups, value, n_resamples=2_000, method="percentile", vectorized=True, rng=np.random.default_rng(0)
+        ).confidence_interval
+        result |= {"low": float(bounds.low), "high": float(bounds.high)}
+    return result
+
+
+def paired_difference(ours: EvalResult, theirs: EvalResult) -> dict[str, float]:
+    """Final normalized return of one agent minus another's, paired by task, with its 95 % interval.
+
+    Raises:
+        InputError: they were not evaluated on the same tasks.
+    """
+    if ours.tasks != theirs.tasks:
+        raise InputError(f"{ours.agent} and {theirs.agent} were evaluated on different tasks")
+    final = [np.asarray(r.normalized)[:, -LAST_EPISODES:].mean(1) for r in (ours, theirs)]
+    return interval(final[0] - final[1])
+
+
+def _controls(
+    agent: InContextAgent,
+    tasks: list[dict[str, Any]],
+    episodes: int,
+    seed: int,
+    anchors: Mapping[str, Sequence[float]],
+) -> dict[str, Any]:
+    """Swapped rewards, and forgetting at every episode."""
+    reset = rollout(agent, tasks, LAST_EPISODES, seed, reset_each_episode=True)
+    result: dict[str, Any] = {"reset_each_episode": summarize(reset.returns, anchors)}
+    if len(tasks) < 2:
+        return result
+    others = [*tasks[1:], tasks[0]]
+    swapped = rollout(agent, tasks, episodes, seed, reward_tasks=others)
+    definition = env_definition(agent.config.env_id)
+    last = swapped.final_observations[:, -1]
+    own_error, other_error = (
+        definition.task_error(last, np.stack([definition.task_vector(task) for task in group]))
+        for group in (tasks, others)
+    )
+    result["swapped_rewards"] = {
+        "nearer_to_rewarded": float(np.mean(other_error < own_error)),
+        "error_to_rewarded": interval(other_error),
+        "error_to_own": interval(own_error),
+    }
+    return result

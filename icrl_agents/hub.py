@@ -1,0 +1,353 @@
+"""Checkpoints: from a name to a directory, from a directory to a model, and back; the Hugging Face Hub.
+
+A checkpoint is a directory of five files::
+
+    config.json         AgentConfig
+    model.safetensors   the weights
+    README.md           model card
+    evaluation.json     measured returns (optional)
+    training.json       what reproduces it (optional)
+
+Loading is strict: names, shapes and dtypes of all tensors are compared with the config before anything is allocated.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import file_digest
+from importlib.resources import files
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from icrl_agents.atomic import write_atomically, write_text_atomically
+from icrl_agents.backbones import carry_bytes
+from icrl_agents.config import AgentConfig, ModelConfig, from_dict, load_json, to_dict
+from icrl_agents.errors import CheckpointError, ConfigError, IcrlError, UnknownNameError
+from icrl_agents.model import InContextModel
+from icrl_agents.model_card import model_card
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "README.md"
+EVALUATION_FILE = "evaluation.json"
+TRAINING_FILE = "training.json"
+CHECKPOINT_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, EVALUATION_FILE, TRAINING_FILE)
+
+MAX_CONFIG_BYTES = 1 << 20
+"""A larger config.json is refused unread."""
+
+MAX_CARRY_BYTES = 1 << 31
+"""A config whose memory of one row would be larger is refused."""
+
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """Where a bundled name's checkpoint is: in the package, or on the Hub.
+
+    Attributes:
+        bundled: directory inside ``icrl_agents/checkpoints``.
+        repo: Hub id ``"org/name"``.
+        revision: commit on the Hub.
+        sha256: of the Hub's ``model.safetensors`` at ``revision``.
+    """
+
+    bundled: str | None = None
+    repo: str | None = None
+    revision: str | None = None
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.bundled is None) == (self.repo is None):
+            raise ConfigError("an entry of index.json has either 'bundled' or 'repo'")
+
+
+def agent_names() -> tuple[str, ...]:
+    """Names of the agents that come with the package, sorted."""
+    return tuple(sorted(_index()))
+
+
+class AgentSummary(NamedTuple):
+    """A bundled agent in words, ``"-"`` where its files are not on this machine.
+
+    Attributes:
+        name: for ``from_pretrained``.
+        env_id: what it acts in.
+        backbone: of its model.
+        parameters: of its model.
+        final_normalized: mean normalised return of the last measured episode, over tasks.
+    """
+
+    name: str
+    env_id: str
+    backbone: str
+    parameters: str
+    final_normalized: str
+
+
+def bundled_agents() -> list[AgentSummary]:
+    """The agents that come with the package, by name; nothing is downloaded."""
+    return [_summary(name, entry) for name, entry in sorted(_index().items())]
+
+
+def resolve(name: str | Path, revision: str | None = None) -> Path:
+    """The directory of a checkpoint.
+
+    Args:
+        name: a directory, a bundled name, or a Hub id ``"org/name"``, tried in this order.
+        revision: branch, tag or commit; only what is on the Hub has one.
+
+    Raises:
+        UnknownNameError: none of the three.
+        CheckpointError: the Hub has no such checkpoint or cannot be reached, or its weights are not the pinned ones.
+        ConfigError: a ``revision`` of something that is not on the Hub.
+    """
+    text = str(name)
+    if text and Path(name).is_dir():
+        _refuse_revision(text, revision)
+        return Path(name)
+    index = _index()
+    if text in index:
+        entry = index[text]
+        if entry.bundled is not None:
+            _refuse_revision(text, revision)
+            return _packaged() / entry.bundled
+        assert entry.repo is not None
+        directory = _download(entry.repo, revision or entry.revision)
+        if revision is None and entry.sha256 is not None:
+            _require_digest(directory / WEIGHTS_FILE, entry.sha256)
+        return directory
+    if isinstance(name, str) and _REPO_ID.fullmatch(name):
+        return _download(name, revision)
+    raise UnknownNameError("agent", text, index)
+
+
+def load_checkpoint(directory: str | Path) -> tuple[InContextModel, AgentConfig]:
+    """Read a checkpoint, strictly.
+
+    Returns:
+        The model on the CPU, in evaluation mode, and its config.
+
+    Raises:
+        ConfigError: ``config.json`` is missing or does not fit :class:`~icrl_agents.config.AgentConfig`.
+        CheckpointError: the weights are missing, damaged, not finite, or do not fit the config.
+    """
+    directory = Path(directory)
+    config_file, weights_file = directory / CONFIG_FILE, directory / WEIGHTS_FILE
+    if config_file.exists() and config_file.stat().st_size > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{config_file} is larger than {MAX_CONFIG_BYTES} bytes: not a config")
+    config = load_json(AgentConfig, config_file)
+    found = _header(weights_file)
+    if not found:
+        raise CheckpointError(f"{weights_file} holds no tensors")
+    _require_layout(weights_file, found, _expected_layout(config.model, len(found)))
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # the initial weights are overwritten: spend none of the caller's draws
+        model = InContextModel(config.model)
+    weights = load_file(weights_file)
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{weights_file}: {name} holds values that are not finite")
+    model.load_state_dict(weights, strict=True)
+    return model.eval(), config
+
+
+def save_checkpoint(
+    directory: str | Path,
+    model: InContextModel,
+    config: AgentConfig,
+    *,
+    evaluation: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    card: str | None = None,
+) -> None:
+    """Write a checkpoint; each file is replaced atomically.
+
+    Args:
+        directory: made if need be.
+        model: built from ``config.model``.
+        config: what the agent was trained for.
+        evaluation: contents of ``evaluation.json``, as ``icrl-agents evaluate --json`` writes it.
+        training: contents of ``training.json``: what reproduces the agent.
+        card: text of ``README.md``; default: :func:`~icrl_agents.model_card.model_card`.
+
+    Raises:
+        ConfigError: ``model`` was not built from ``config.model``.
+        CheckpointError: weights that are not finite.
+    """
+    directory = Path(directory)
+    if to_dict(model.config) != to_dict(config.model):
+        raise ConfigError(f"the model was built from {model.config}, not from {config.model}")
+    weights = {name: t.detach().cpu().clone().contiguous() for name, t in model.state_dict().items()}
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{name} holds values that are not finite: nothing was saved to {directory}"
+            )
+    texts = {CONFIG_FILE: _json(to_dict(config)), CARD_FILE: card or model_card(config, evaluation)}
+    if evaluation is not None:
+        texts[EVALUATION_FILE] = _json(evaluation)
+    if training is not None:
+        texts[TRAINING_FILE] = _json(training)
+    write_atomically(directory / WEIGHTS_FILE, lambda path: save_file(weights, path, {"format": "pt"}))
+    for file, text in texts.items():
+        write_text_atomically(directory / file, text)
+
+
+def push_to_hub(
+    directory: str | Path, repo_id: str, *, private: bool = False, revision: str | None = None
+) -> str:
+    """Upload a checkpoint to the Hugging Face Hub, with the token of ``hf auth login`` or ``HF_TOKEN``.
+
+    Args:
+        directory: a checkpoint; loaded first, so that nothing broken is published.
+        repo_id: ``"org/name"``; made if need be.
+        private: make it private, if it is made.
+        revision: branch to upload to, made if need be; default: main.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        ConfigError, CheckpointError: not a checkpoint, or the Hub refused it.
+    """
+    load_checkpoint(directory)
+    # Imported on use: it takes half a second, and most users of an agent never publish one.
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    api = HfApi()
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=directory,
+            revision=revision,
+            allow_patterns=list(CHECKPOINT_FILES),
+            commit_message="Upload an icrl-agents checkpoint",
+        )
+    except (HfHubHTTPError, HFValidationError, ConnectionError) as error:
+        raise CheckpointError(f"the Hub did not take {repo_id!r}: {error}") from error
+    return commit.commit_url
+
+
+def _packaged() -> Path:
+    return Path(str(files("icrl_agents.checkpoints")))
+
+
+def _index() -> dict[str, IndexEntry]:
+    entries = json.loads((_packaged() / "index.json").read_text(encoding="utf-8"))
+    return {name: from_dict(IndexEntry, entry, where=name) for name, entry in entries.items()}
+
+
+def _summary(name: str, entry: IndexEntry) -> AgentSummary:
+    if entry.bundled is None:
+        return AgentSummary(name, f"on the Hub: {entry.repo}", "-", "-", "-")
+    directory = _packaged() / entry.bundled
+    config = load_json(AgentConfig, directory / CONFIG_FILE)
+    parameters = sum(math.prod(shape) for shape, _ in _header(directory / WEIGHTS_FILE).values())
+    evaluation, final = directory / EVALUATION_FILE, "-"
+    if evaluation.is_file():
+        normalized = json.loads(evaluation.read_text(encoding="utf-8"))["normalized"]
+        final = f"{fmean(task[-1] for task in normalized):.2f}"
+    return AgentSummary(name, config.env_id, config.model.backbone, f"{parameters:,}", final)
+
+
+def _refuse_revision(name: str, revision: str | None) -> None:
+    if revision is not None:
+        raise ConfigError(f"{name!r} is on this machine and has no revision {revision!r}")
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    """A snapshot of the checkpoint's files in the Hub's cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        path = snapshot_download(repo_id, revision=revision, allow_patterns=list(CHECKPOINT_FILES))
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{repo_id!r} is not in the local cache and the Hub cannot be reached: {error}"
+        ) from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise CheckpointError(
+            f"no checkpoint {repo_id!r}{at} on the Hub (known names: {', '.join(agent_names())}): {error}"
+        ) from error
+    return Path(path)
+
+
+def _require_digest(path: Path, expected: str) -> None:
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist")
+    with path.open("rb") as file:
+        found = file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise CheckpointError(f"{path} has SHA-256 {found}, expected {expected}")
+
+
+Layout = dict[str, tuple[tuple[int, ...], str]]
+"""Tensor name -> shape and safetensors dtype."""
+
+
+def _header(path: Path) -> Layout:
+    """What a safetensors file says it holds; no tensor is read."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            return {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist; expected the weights as safetensors") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file (pickles are never read): {error}"
+        ) from None
+
+
+def _expected_layout(config: ModelConfig, tensors: int) -> Layout:
+    """What a model of this config holds, found without allocating it."""
+    layers = config.backbone_options.get("n_layers")
+    if isinstance(layers, int) and layers > tensors:
+        raise CheckpointError(f"{layers} layers cannot come from {tensors} tensors")
+    try:
+        with torch.device("meta"):
+            model = InContextModel(config)
+            carry = carry_bytes(model.backbone.initial_carry(1, device="meta"))
+    except IcrlError:
+        raise
+    except (ValueError, TypeError, ArithmeticError, RuntimeError, AssertionError) as error:
+        raise ConfigError(f"no {config.backbone} model has these sizes: {config}: {error}") from error
+    if carry > MAX_CARRY_BYTES:
+        raise ConfigError(f"one row's memory would be {carry} bytes; at most {MAX_CARRY_BYTES} are allowed")
+    return {name: (tuple(t.shape), _DTYPES[t.dtype]) for name, t in model.state_dict().items()}
+
+
+def _require_layout(path: Path, found: Layout, expected: Layout) -> None:
+    missing, foreign = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or foreign:
+        raise CheckpointError(
+            f"{path} does not fit its config: missing {missing[:5] or 'none'}, unexpected {foreign[:5] or 'none'} "
+            f"({len(missing)} and {len(foreign)} tensors)"
+        )
+    for name, (shape, dtype) in expected.items():
+        if found[name] != (shape, dtype):
+            raise CheckpointError(
+                f"{path} does not fit its config: {name} is {found[name][1]}{list(found[name][0])}, "
+                f"expected {dtype}{list(shape)}"
+            )
+
+
+def _json(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, indent=2) + "\n"

@@ -1,0 +1,207 @@
+"""The selective state space scan (S6), its step and its convolution, and the one place that chooses how to run them.
+
+Everything is channels-last: sequences ``[B, L, E]``, states ``[B, N, E]``, taps of the convolution ``[B, K - 1, E]``.
+The letters are explained in :mod:`icrl_agents.kernels.reference`.
+
+========== ================================================== ==========================================
+kernel     runs                                               where
+========== ================================================== ==========================================
+reference  plain PyTorch, differentiable                      any device, any real dtype
+cpu        numba, vectorised, its own backward pass           float32 on the CPU; else the reference
+========== ================================================== ==========================================
+
+The fastest that serves the arguments is taken, unless ``kernel=`` or the environment variable ``ICRL_KERNEL``
+names one.
+"""
+
+import os
+import warnings
+from functools import cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from icrl_agents.errors import InputError, UnknownNameError
+from icrl_agents.kernels import reference
+
+_KERNELS = ("cpu", "reference")
+
+
+def available_kernels() -> tuple[str, ...]:
+    """The kernels that can run here, the fastest first."""
+    return _KERNELS if _cpu_kernel() is not None else ("reference",)
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+    initial_state: Tensor | None = None,
+    forget_before: Tensor | None = None,
+    kernel: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""The selective scan over whole sequences (Mamba, arXiv 2312.00752, eq. 2, with :math:`\bar B = \Delta B`).
+
+    .. math::
+        h_t = \exp(\Delta_t A) h_{t-1} + \Delta_t B_t u_t, \qquad y_t = (C_t h_t + D u_t) \, \mathrm{silu}(z_t)
+
+    Differentiable in every real argument, also through the final state.
+
+    Args:
+        u: inputs ``[B, L, E]``.
+        delta: step sizes before bias and softplus ``[B, L, E]``.
+        A: diagonal of the state matrix ``[E, N]``, not positive.
+        B: input matrices ``[B, L, N]``.
+        C: output matrices ``[B, L, N]``.
+        D: skip ``[E]``.
+        z: gate ``[B, L, E]``.
+        delta_bias: added to ``delta`` ``[E]``.
+        delta_softplus: apply softplus to ``delta``; without it ``delta`` must not be negative.
+        initial_state: state before the first step ``[B, N, E]``; None is zero. It is not changed.
+        forget_before: ``[B, L]`` bool; where True the state is zero before that step.
+        kernel: run this kernel.
+
+    Returns:
+        Outputs ``[B, L, E]`` and the state after the last step ``[B, N, E]``.
+
+    Raises:
+        InputError: shapes that do not fit together.
+        UnknownNameError: no such kernel.
+    """
+    batch, length, channels = _sequence_shape("u", u)
+    states = A.shape[-1]
+    _check("delta", delta, (batch, length, channels))
+    _check("A", A, (channels, states))
+    _check("B", B, (batch, length, states))
+    _check("C", C, (batch, length, states))
+    _check("D", D, (channels,))
+    _check("z", z, (batch, length, channels))
+    _check("delta_bias", delta_bias, (channels,))
+    _check("initial_state", initial_state, (batch, states, channels))
+    _check("forget_before", forget_before, (batch, length))
+    real = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    return _choose(kernel, *real).selective_scan(
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, forget_before
+    )
+
+
+def selective_step(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    state: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """One step of :func:`selective_scan`, the same arguments without their length axis.
+
+    Args:
+        u: input ``[B, E]``.
+        delta: step size ``[B, E]``.
+        A: ``[E, N]``.
+        B: ``[B, N]``.
+        C: ``[B, N]``.
+        D: ``[E]``.
+        z: ``[B, E]``.
+        delta_bias: ``[E]``.
+        delta_softplus: apply softplus to ``delta``.
+        state: state before this step ``[B, N, E]``; not changed.
+
+    Returns:
+        Output ``[B, E]`` and the state after this step ``[B, N, E]``.
+    """
+    return reference.selective_step(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
+
+
+def causal_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    initial_taps: Tensor | None = None,
+    forget_before: Tensor | None = None,
+    kernel: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Depthwise convolution over the present and the K - 1 inputs before it, then silu.
+
+    Args:
+        x: inputs ``[B, L, E]``.
+        weight: ``[E, K]``, the present input's weight last.
+        bias: ``[E]``.
+        initial_taps: the K - 1 inputs before the first step, oldest first ``[B, K - 1, E]``; None is zero.
+        forget_before: ``[B, L]`` bool; where True, that step and those after it do not see the inputs before it.
+        kernel: run this kernel.
+
+    Returns:
+        Outputs ``[B, L, E]`` and the last K - 1 inputs ``[B, K - 1, E]``, zero where they were forgotten.
+
+    Raises:
+        InputError: shapes that do not fit together.
+        UnknownNameError: no such kernel.
+    """
+    batch, length, channels = _sequence_shape("x", x)
+    taps = weight.shape[-1] - 1
+    _check("weight", weight, (channels, taps + 1))
+    _check("bias", bias, (channels,))
+    _check("initial_taps", initial_taps, (batch, taps, channels))
+    _check("forget_before", forget_before, (batch, length))
+    y = _choose(kernel, x, weight, bias, initial_taps).causal_conv(x, weight, bias, initial_taps, forget_before)
+    return y, _final_taps(x, taps, initial_taps, forget_before)
+
+
+def _final_taps(x: Tensor, taps: int, initial_taps: Tensor | None, forget_before: Tensor | None) -> Tensor:
+    """The last inputs ``[B, K - 1, E]`` that the step after this sequence may see."""
+    batch, length, channels = x.shape
+    last = x[:, max(0, length - taps) :]
+    if length < taps:
+        before = x.new_zeros(batch, taps, channels) if initial_taps is None else initial_taps
+        last = torch.cat([before[:, length:], last], 1)
+    if forget_before is not None and length:
+        reach = reference.steps_since_forget(forget_before, taps, batch, length, x.device)[:, -1]  # [B]
+        age = torch.arange(taps - 1, -1, -1, device=x.device)  # [K - 1], steps before the last one
+        last = last.masked_fill((age > reach.unsqueeze(1)).unsqueeze(2), 0.0)
+    return last.contiguous() if last.is_contiguous() else last.clone(memory_format=torch.contiguous_format)
+
+
+def _choose(name: str | None, *tensors: Tensor | None) -> ModuleType:
+    """The module that runs these tensors: by name, or the fastest that serves them."""
+    name = name or os.environ.get("ICRL_KERNEL") or None
+    if name is not None and name not in _KERNELS:
+        raise UnknownNameError("kernel", name, _KERNELS)
+    served = all(t is None or (t.dtype == torch.float32 and t.device.type == "cpu") for t in tensors)
+    cpu = _cpu_kernel() if name != "reference" and served else None
+    return reference if cpu is None else cpu
+
+
+@cache
+def _cpu_kernel() -> ModuleType | None:
+    try:
+        from icrl_agents.kernels import cpu
+    except ImportError as error:
+        warnings.warn(f"the CPU scan needs numba; running the slow reference instead ({error})", stacklevel=2)
+        return None
+    return cpu
+
+
+def _sequence_shape(name: str, x: Tensor) -> torch.Size:
+    if x.ndim != 3:
+        raise InputError(f"{name}: expected [batch, length, channels], got shape {list(x.shape)}")
+    return x.shape
+
+
+def _check(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
+    if x is not None and tuple(x.shape) != shape:
+        raise InputError(f"{name}: expected shape {list(shape)}, got {list(x.shape)}")
+
+
+__all__ = ["available_kernels", "causal_conv", "selective_scan", "selective_step"]

@@ -1,0 +1,69 @@
+"""Figures a person understands at a glance."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+from icrl_agents.envs import short_name
+from icrl_agents.errors import InputError
+from icrl_agents.evaluation import EvalResult
+
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito, safe for colour blindness
+
+
+def plot_results(results: Sequence[EvalResult], path: str | Path) -> Path:
+    """Draw agents on the same tasks: return per episode, and reward per step inside the first episode.
+
+    Args:
+        results: of one environment and subset.
+        path: of the picture; the ending gives the format.
+
+    Raises:
+        InputError: nothing to draw, or results of several environments or subsets.
+    """
+    if len({(r.env_id, r.split, r.subset) for r in results}) != 1:
+        raise InputError("a figure shows results of exactly one environment, split and subset")
+    first = results[0]
+    figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=150)
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    for result, color in zip(results, _COLORS * len(results), strict=False):
+        episodes = np.arange(1, len(result.returns[0]) + 1)
+        _band(left, episodes, np.asarray(result.returns), color, result.agent)
+        steps = np.arange(1, len(result.first_episode[0]) + 1)
+        _band(right, steps, np.asarray(result.first_episode), color, f"{result.agent}, episode 1")
+        right.plot(steps, np.mean(result.last_episode, 0), color=color, ls=":", label=f"{result.agent}, last episode")
+    for name, style, text in (
+        ("oracle", "--", "oracle: was told the goal"),
+        ("blind", "-.", "blind: sees neither goal nor reward"),
+        ("zero", ":", "no action"),
+    ):
+        level = float(np.mean(first.anchors[name]))
+        left.axhline(level, color="#555555", ls=style, lw=1.2, label=f"{text} ({level:.1f})")
+    left.set(xlabel="episode of an unseen task", ylabel="return per episode", xlim=(1, len(first.returns[0])))
+    left.set_title(f"{short_name(first.env_id)}: {len(first.tasks)} unseen tasks, no weight update")
+    right.set(xlabel="step", ylabel="reward per step")
+    right.set_title("inside the first episode")
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize=8, frameon=False)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def _band(axes: Axes, x: np.ndarray, values: np.ndarray, color: str, label: str) -> None:
+    """The mean over tasks ``[N, X]`` and its 95 % bootstrap band."""
+    axes.plot(x, values.mean(0), color=color, lw=2, label=label)
+    if len(values) > 1:
+        mean: Any = np.mean
+        rng = np.random.default_rng(0)
+        bounds = stats.bootstrap((values,), mean, axis=0, n_resamples=1_000, method="percentile", rng=rng)
+        low, high = bounds.confidence_interval
+        axes.fill_between(x, low, high, color=color, alpha=0.2, lw=0, label="95 % interval of the mean over tasks")

@@ -1,0 +1,64 @@
+"""Moving pictures of an agent that learns: episodes of one task side by side."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from icrl_agents.agent import InContextAgent
+from icrl_agents.errors import MissingExtraError
+
+FRAME_SIZE = 320
+"""Width and height of one episode's picture in pixels."""
+
+
+def record_learning(
+    agent: InContextAgent,
+    task: Mapping[str, Any],
+    path: str | Path,
+    seed: int = 0,
+    episodes: int = 40,
+    shown: Sequence[int] = (1, 5, 40),
+) -> Path:
+    """Let an agent learn one task and write some of its episodes side by side as a GIF.
+
+    Args:
+        agent: is reset.
+        task: the hidden task; the pictures show it.
+        path: of the GIF.
+        seed: of the initial states.
+        episodes: in all.
+        shown: which of them to show, counted from 1.
+
+    Raises:
+        MissingExtraError: imageio is not installed.
+    """
+    try:
+        import imageio.v3 as imageio
+    except ImportError as error:
+        raise MissingExtraError("imageio", "video") from error
+    env = agent.make_env(task=task, render_mode="rgb_array", width=FRAME_SIZE, height=FRAME_SIZE)
+    agent.reset(seed=seed)
+    observation, _ = env.reset(seed=seed)
+    films: list[list[np.ndarray]] = []
+    for episode in range(1, episodes + 1):
+        frames: list[np.ndarray] = []
+        done = False
+        while not done:
+            if episode in shown:
+                frames.append(np.asarray(env.render()))
+            observation, reward, terminated, truncated, _ = env.step(agent.act(observation))
+            agent.observe(float(reward), terminated, truncated)
+            done = terminated or truncated
+        observation, _ = env.reset()
+        if frames:
+            films.append(frames)
+    env.close()
+    length = max(map(len, films))
+    stretched = [film + [film[-1]] * (length - len(film)) for film in films]
+    side_by_side = [np.concatenate(frames, axis=1) for frames in zip(*stretched, strict=True)]
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    imageio.imwrite(path, side_by_side, duration=1000 / float(env.metadata["render_fps"]) * 2, loop=0)
+    return path

@@ -1,0 +1,590 @@
+"""The agent's contract: what it feeds its model, and that nothing else changes what it does."""
+
+import pickle
+import tracemalloc
+from contextlib import closing
+from types import SimpleNamespace
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from icrl_agents.agent import InContextAgent
+from icrl_agents.errors import CallOrderError, CheckpointError, ConfigError, InputError, UnknownNameError
+
+REACHER = "icrl/ReacherGoal-v0"
+few = settings(max_examples=15, deadline=None)
+
+
+def spy_on(agent, monkeypatch):
+    """The tokens [R, T] of each call of the model's step, as a growing list."""
+    seen, step = [], agent.model.step
+
+    def recording(tokens, carry):
+        seen.append(tokens.numpy().copy())
+        return step(tokens, carry)
+
+    monkeypatch.setattr(agent.model, "step", recording)
+    return seen
+
+
+def experience(rng, steps, rows=None, observation_dim=8, action_dim=2):
+    """Random experience [(rows,) steps, ...]."""
+    lead = (steps,) if rows is None else (rows, steps)
+    return SimpleNamespace(
+        observations=rng.normal(size=(*lead, observation_dim)),
+        actions=rng.uniform(-1, 1, size=(*lead, action_dim)),
+        rewards=rng.normal(size=lead),
+        terminated=rng.random(lead) < 0.2,
+        truncated=rng.random(lead) < 0.1,
+    )
+
+
+def live(agent, history):
+    """Act through recorded experience, its actions being executed; all actions that the agent would have taken."""
+    wanted = []
+    for t in range(history.rewards.shape[-1]):
+        at = (..., t) if agent.num_envs else (t,)
+        wanted.append(agent.act(history.observations[(*at, slice(None))]))
+        agent.observe(
+            history.rewards[at],
+            history.terminated[at],
+            history.truncated[at],
+            action=history.actions[(*at, slice(None))],
+        )
+    return np.array(wanted)
+
+
+# ------------------------------------------------------------------ what the model sees
+
+
+def test_tokens_of_two_episodes_worked_by_hand(make_agent, monkeypatch):
+    agent = make_agent(observation_dim=1, action_dim=1)
+    seen = spy_on(agent, monkeypatch)
+    # observation acted on, executed action, reward, end of episode
+    steps = [(10.0, 0.1, 1.0, False), (11.0, 0.2, 2.0, True), (20.0, 0.3, 3.0, False), (21.0, 0.4, 4.0, False)]
+    for observation, action, reward, end in steps:
+        agent.act([observation])
+        agent.observe(reward, end, action=[action])
+    expected = [  # observation, previous observation, previous action, previous reward, episode start
+        [10, 0, 0, 0, 1],
+        [11, 10, 0.1, 1, 0],
+        [20, 11, 0.2, 2, 1],  # the next episode still knows how the last one ended
+        [21, 20, 0.3, 3, 0],
+    ]
+    np.testing.assert_array_equal(np.concatenate(seen), np.array(expected, np.float32))
+
+
+def test_tokens_equal_those_of_the_recorded_history(make_agent, monkeypatch):
+    agent, history = make_agent(), experience(np.random.default_rng(0), 30)
+    seen = spy_on(agent, monkeypatch)
+    live(agent, history)
+    ends = history.terminated | history.truncated
+    recorded = agent.model.layout.encode_history(history.observations, history.actions, history.rewards, ends)
+    np.testing.assert_array_equal(np.concatenate(seen), recorded)
+
+
+def test_without_override_the_agents_own_action_is_what_it_remembers(make_agent, monkeypatch):
+    agent = make_agent()
+    seen, at = spy_on(agent, monkeypatch), agent.model.layout
+    action = agent.act(np.ones(8))
+    kept = action.copy()
+    action[:] = 99.0  # the caller's array is the caller's
+    agent.observe(0.0, False)
+    agent.act(np.ones(8))
+    np.testing.assert_array_equal(seen[1][0, at.previous_action], kept)
+
+
+def test_overriding_actions_are_clipped_as_the_data_is(make_agent, monkeypatch):
+    agent = make_agent()
+    seen, at = spy_on(agent, monkeypatch), agent.model.layout
+    agent.act(np.ones(8))
+    agent.observe(0.0, False, action=[5.0, -0.5])
+    agent.act(np.ones(8))
+    np.testing.assert_array_equal(seen[1][0, at.previous_action], np.float32([1.0, -0.5]))
+
+
+def test_begin_episode_marks_a_start_and_keeps_the_last_transition(make_agent, monkeypatch):
+    agent = make_agent(observation_dim=1, action_dim=1)
+    seen = spy_on(agent, monkeypatch)
+    agent.act([10.0])
+    agent.observe(1.0, False, action=[0.5])
+    agent.begin_episode()
+    agent.act([20.0])
+    np.testing.assert_array_equal(seen[1], np.float32([[20, 10, 0.5, 1, 1]]))
+
+
+# ------------------------------------------------------------------ rows
+
+
+@few
+@given(st.integers(0, 2**32 - 1))
+@pytest.mark.parametrize("backbone", ["mamba", "transformer"])
+def test_rows_equal_single_agents_at_staggered_times(make_agent, backbone, seed):
+    rows, steps = 3, 20
+    rng = np.random.default_rng(seed)
+    history = experience(rng, steps, rows)
+    forget = rng.random((rows, steps)) < 0.15
+    cut = rng.random((rows, steps)) < 0.1
+    together = make_agent(backbone)
+    together.reset(num_envs=rows)
+    alone = [make_agent(backbone) for _ in range(rows)]
+    for t in range(steps):
+        actions = together.act(history.observations[:, t])
+        for i, agent in enumerate(alone):
+            np.testing.assert_allclose(actions[i], agent.act(history.observations[i, t]), atol=2e-5)
+            agent.observe(history.rewards[i, t], history.terminated[i, t], history.truncated[i, t])
+            if forget[i, t]:
+                agent.reset()
+            if cut[i, t]:
+                agent.begin_episode()
+        together.observe(history.rewards[:, t], history.terminated[:, t], history.truncated[:, t])
+        together.forget(forget[:, t])
+        together.begin_episode(cut[:, t])
+
+
+def test_a_forgotten_row_is_a_fresh_agent_and_the_others_go_on(agent, make_agent):
+    rng = np.random.default_rng(1)
+    agent.reset(num_envs=2)
+    live(agent, experience(rng, 8, 2))
+    untouched = agent.clone()
+    agent.forget([True, False])
+    obs = rng.normal(size=(2, 8))
+    actions, before = agent.act(obs), untouched.act(obs)
+    np.testing.assert_allclose(actions[0], make_agent(agent.config.model.backbone).act(obs[0]), atol=2e-5)
+    np.testing.assert_array_equal(actions[1], before[1])
+    assert np.abs(actions[0] - before[0]).max() > 1e-3  # it did remember something
+
+
+def sync_env(mode, horizons=(3, 5)):
+    def make(horizon):
+        return lambda: gymnasium.make(REACHER, task={"goal": [0.1, 0.05]}, max_episode_steps=horizon)
+
+    return SyncVectorEnv([make(h) for h in horizons], autoreset_mode=mode)
+
+
+def streams(agent, mode, monkeypatch, steps, horizons=(3, 5)):
+    """For each row the tokens that the model was fed while acting in Gymnasium's own vector env."""
+    with closing(sync_env(mode, horizons)) as env, monkeypatch.context() as patch:
+        seen = spy_on(agent, patch)
+        agent.reset(env=env)
+        obs, _ = env.reset(seed=3)
+        fed = [[] for _ in horizons]
+        done = np.zeros(len(horizons), bool)
+        for _ in range(steps):
+            ignored = done if mode is AutoresetMode.NEXT_STEP else np.zeros_like(done)
+            seen.clear()
+            obs, reward, terminated, truncated, _ = env.step(agent.act(obs))
+            agent.observe(reward, terminated, truncated)
+            for row, token in zip(np.flatnonzero(~ignored), (t for call in seen for t in call), strict=True):
+                fed[row].append(token)
+            done = terminated | truncated
+            if mode is AutoresetMode.DISABLED and done.any():
+                obs, _ = env.reset(options={"reset_mask": done})
+        return [np.array(tokens) for tokens in fed]
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
+@pytest.mark.parametrize("horizons", [(3, 5), (4, 4)], ids=["staggered", "together"])
+def test_every_autoreset_mode_gives_the_same_experience(agent, monkeypatch, mode, horizons):
+    reference = streams(agent, AutoresetMode.SAME_STEP, monkeypatch, 25, horizons)
+    other = streams(agent, mode, monkeypatch, 25, horizons)
+    for expected, found in zip(reference, other, strict=True):
+        assert len(found) >= 20 * 0.9  # NEXT_STEP spends some steps on resets
+        np.testing.assert_allclose(found, expected[: len(found)], atol=2e-5)
+
+
+def test_reset_reads_rows_and_mode_from_the_env(make_agent):
+    agent = make_agent()
+    with closing(sync_env(AutoresetMode.NEXT_STEP)) as env:
+        agent.reset(env=env)
+        assert agent.num_envs == 2
+        obs, _ = env.reset(seed=0)
+        for _ in range(3):  # row 0 ends here
+            obs, reward, terminated, truncated, _ = env.step(agent.act(obs))
+            agent.observe(reward, terminated, truncated)
+        np.testing.assert_array_equal(agent.act(obs)[0], [0.0, 0.0])  # the action that the env ignores
+    with agent.make_env() as env:
+        agent.reset(env=env)
+        assert agent.num_envs is None
+
+
+def test_reset_refuses_what_it_cannot_act_in(make_agent):
+    agent = make_agent()
+    with gymnasium.make(REACHER) as env, closing(sync_env(AutoresetMode.SAME_STEP)) as vector:
+        with pytest.raises(ConfigError, match=r"\(3,\)"):
+            make_agent(observation_dim=3).reset(env=env)
+        vector.metadata = {}
+        with pytest.raises(ConfigError, match="autoreset_mode="):
+            agent.reset(env=vector)
+        with pytest.raises(InputError, match="not both"):
+            agent.reset(num_envs=2, env=env)
+    with pytest.raises(ConfigError, match="SameStep"):
+        agent.reset(num_envs=2, autoreset_mode="sometimes")
+    for wrong in (0, -1, 1.5):
+        with pytest.raises(InputError):
+            agent.reset(num_envs=wrong)
+
+
+# ------------------------------------------------------------------ wrong input changes nothing
+
+BAD_ACT = {
+    "shape": np.zeros(7),
+    "rows": np.zeros((1, 8)),
+    "nan": np.full(8, np.nan),
+    "infinite": np.full(8, np.inf),
+    "infinite in float32": np.full(8, 1e300),
+    "text": ["a"] * 8,
+    "ragged": [[1.0], [1.0, 2.0]],
+    "complex": np.zeros(8, complex),
+    "dict": {"obs": 1},
+    "none": None,
+}
+BAD_OBSERVE = {
+    "reward shape": {"reward": [0.0]},
+    "reward nan": {"reward": float("nan")},
+    "reward none": {"reward": None},
+    "terminated shape": {"terminated": [False]},
+    "terminated float": {"terminated": 0.5},
+    "terminated two": {"terminated": 2},
+    "truncated shape": {"truncated": [False, True]},
+    "action shape": {"action": [0.0]},
+    "action nan": {"action": [np.nan, 0.0]},
+}
+
+
+@pytest.mark.parametrize("obs", BAD_ACT.values(), ids=BAD_ACT.keys())
+def test_a_bad_observation_changes_nothing(agent, obs):
+    live(agent, experience(np.random.default_rng(2), 5))
+    twin = agent.clone()
+    with pytest.raises(InputError):
+        agent.act(obs)
+    np.testing.assert_array_equal(agent.act(np.ones(8)), twin.act(np.ones(8)))
+
+
+@pytest.mark.parametrize("wrong", BAD_OBSERVE.values(), ids=BAD_OBSERVE.keys())
+def test_a_bad_outcome_changes_nothing(agent, wrong):
+    live(agent, experience(np.random.default_rng(2), 5))
+    agent.act(np.ones(8))
+    twin = agent.clone()
+    with pytest.raises(InputError):
+        agent.observe(**{"reward": 1.0, "terminated": False, **wrong})
+    for one in (agent, twin):
+        one.observe(1.0, False)
+    np.testing.assert_array_equal(agent.act(np.zeros(8)), twin.act(np.zeros(8)))
+
+
+def test_bad_masks_and_histories_change_nothing(agent):
+    rng = np.random.default_rng(4)
+    agent.reset(num_envs=3)
+    live(agent, experience(rng, 5, 3))
+    twin = agent.clone()
+    for mask in ([True], [[True, False, True]], [0.5, 0.0, 1.0], True):
+        with pytest.raises(InputError):
+            agent.forget(mask)
+        with pytest.raises(InputError):
+            agent.begin_episode(mask)
+    damaged = experience(rng, 5, 3)
+    damaged.rewards[1, 2] = np.nan
+    shorter = experience(rng, 5, 3)
+    shorter.actions = shorter.actions[:, :-1]
+    for history in (damaged, shorter, experience(rng, 5), experience(rng, 5, 2)):
+        with pytest.raises(InputError):
+            agent.prefill(history)
+    obs = rng.normal(size=(3, 8))
+    np.testing.assert_array_equal(agent.act(obs), twin.act(obs))
+
+
+def test_calls_out_of_order_are_refused_and_change_nothing(agent):
+    with pytest.raises(CallOrderError, match="before act"):
+        agent.observe(0.0, False)
+    agent.act(np.ones(8))
+    twin = agent.clone()
+    calls = {
+        "act was called twice": lambda: agent.act(np.ones(8)),
+        "forget": lambda: agent.forget(),
+        "begin_episode": lambda: agent.begin_episode(),
+        "prefill": lambda: agent.prefill(experience(np.random.default_rng(0), 2)),
+    }
+    for message, call in calls.items():
+        with pytest.raises(CallOrderError, match=message):
+            call()
+    for one in (agent, twin):
+        one.observe(1.0, True)
+    np.testing.assert_array_equal(agent.act(np.zeros(8)), twin.act(np.zeros(8)))
+    agent.reset()  # always allowed
+    agent.act(np.ones(8))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "int64", "int8", "bool", "longdouble"])
+def test_observations_of_any_real_dtype(make_agent, dtype):
+    obs = np.array([0, 1, 1, 0, 1, 0, 0, 1])
+    np.testing.assert_array_equal(make_agent().act(obs.astype(dtype)), make_agent().act(obs.tolist()))
+
+
+@pytest.mark.parametrize("huge", [1e38, -1e38])
+def test_a_huge_observation_does_not_poison_the_memory(agent, huge):
+    for obs in (np.full(8, huge), np.ones(8), np.ones(8)):
+        assert np.isfinite(agent.act(obs)).all()
+        agent.observe(huge, False)
+
+
+# ------------------------------------------------------------------ actions
+
+
+def test_actions_are_float32_and_inside_the_bounds(make_agent):
+    agent = make_agent(head="gaussian")
+    agent.reset(num_envs=50, seed=0)
+    actions = agent.act(np.random.default_rng(0).normal(size=(50, 8)) * 30, deterministic=False)
+    assert actions.dtype == np.float32
+    assert actions.shape == (50, 2)
+    assert np.abs(actions).max() == 1.0  # some were clipped
+
+
+def test_a_gaussian_head_samples_by_default_and_its_seed_decides(make_agent):
+    def first_actions(seed, deterministic=None):
+        agent = make_agent(head="gaussian")
+        agent.reset(seed=seed)
+        actions = []
+        for _ in range(5):
+            actions.append(agent.act(np.ones(8), deterministic))
+            agent.observe(0.0, False)
+        return np.array(actions)
+
+    np.testing.assert_array_equal(first_actions(0), first_actions(0))
+    assert not np.array_equal(first_actions(0), first_actions(1))
+    np.testing.assert_array_equal(first_actions(0, False), first_actions(0))
+    np.testing.assert_array_equal(first_actions(0, True), first_actions(1, True))
+
+
+def test_reset_without_a_seed_lets_the_random_stream_go_on(make_agent):
+    agent, obs = make_agent(head="gaussian"), np.zeros((10, 8))
+    agent.reset(10, seed=5)
+    first = agent.act(obs)
+    agent.reset(10)
+    assert not np.array_equal(agent.act(obs), first)
+    agent.reset(10, seed=5)
+    np.testing.assert_array_equal(agent.act(obs), first)
+
+
+def test_acting_touches_neither_weights_nor_torchs_random_stream(make_agent):
+    agent = make_agent(head="gaussian")
+    weights = {name: w.clone() for name, w in agent.model.state_dict().items()}
+    stream = torch.get_rng_state()
+    live(agent, experience(np.random.default_rng(0), 10))
+    assert torch.equal(torch.get_rng_state(), stream)
+    for name, weight in agent.model.state_dict().items():
+        assert torch.equal(weight, weights[name]), name
+
+
+def test_memory_does_not_grow_with_steps(agent):
+    def run(steps):
+        for _ in range(steps):
+            agent.act(obs)
+            agent.observe(0.5, False)
+
+    obs = np.ones(8)
+    run(50)
+    tracemalloc.start()
+    run(20)
+    before, _ = tracemalloc.get_traced_memory()
+    run(300)
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert after - before < 3000  # bytes; a step that kept its token would leave 300 * 80
+
+
+# ------------------------------------------------------------------ memory as a thing
+
+
+@few
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 12))
+@pytest.mark.parametrize("backbone", ["mamba", "transformer"])
+@pytest.mark.parametrize("rows", [None, 2])
+def test_prefill_equals_living_through_it(make_agent, backbone, rows, seed, first, second):
+    rng = np.random.default_rng(seed)
+    parts = [experience(rng, first, rows), experience(rng, second, rows)]
+    filled, lived = make_agent(backbone), make_agent(backbone)
+    for agent in (filled, lived):
+        agent.reset(num_envs=rows)
+    for part in parts:
+        filled.prefill(part)
+        live(lived, part)
+    obs = rng.normal(size=(8,) if rows is None else (rows, 8))
+    np.testing.assert_allclose(filled.act(obs), lived.act(obs), atol=2e-5)
+
+
+def test_prefill_is_chunked_without_a_seam(make_agent, monkeypatch):
+    history = experience(np.random.default_rng(0), 23)
+    whole, chunked = make_agent(), make_agent()
+    whole.prefill(history)
+    monkeypatch.setattr("icrl_agents.agent.PREFILL_CHUNK", 5)
+    chunked.prefill(history)
+    np.testing.assert_allclose(chunked.act(np.ones(8)), whole.act(np.ones(8)), atol=2e-5)
+
+
+def test_prefill_with_nothing_changes_nothing(agent):
+    history = experience(np.random.default_rng(0), 0)
+    twin = agent.clone()
+    agent.prefill(history)
+    np.testing.assert_array_equal(agent.act(np.ones(8)), twin.act(np.ones(8)))
+
+
+def test_a_clone_shares_weights_and_no_memory(agent):
+    live(agent, experience(np.random.default_rng(0), 5))
+    twin, third = agent.clone(), agent.clone()
+    live(twin, experience(np.random.default_rng(1), 5))
+    assert twin.model is agent.model
+    np.testing.assert_array_equal(agent.act(np.ones(8)), third.act(np.ones(8)))
+
+
+@pytest.mark.parametrize("rows", [None, 3])
+@pytest.mark.parametrize("acted", [False, True])
+@pytest.mark.parametrize("head", ["deterministic", "gaussian"])
+def test_a_saved_state_continues_exactly(make_agent, tmp_path, rows, acted, head):
+    rng = np.random.default_rng(0)
+    agent = make_agent(head=head)
+    agent.reset(num_envs=rows, seed=1)
+    live(agent, experience(rng, 7, rows))
+    next_one, after = experience(rng, 2, rows), experience(rng, 4, rows)
+    if acted:
+        agent.act(next_one.observations[..., 0, :])
+    agent.save_state(tmp_path / "new" / "state.safetensors")
+    other = make_agent(head=head)
+    other.load_state(tmp_path / "new" / "state.safetensors")
+    assert other.num_envs == rows
+    if acted:
+        for one in (agent, other):
+            one.observe(next_one.rewards[..., 0], next_one.terminated[..., 0])
+    np.testing.assert_array_equal(live(agent, after), live(other, after))
+
+
+def test_a_saved_state_remembers_pending_resets(make_agent, tmp_path):
+    agent = make_agent()
+    agent.reset(num_envs=2, autoreset_mode="NextStep")
+    agent.act(np.ones((2, 8)))
+    agent.observe([0.0, 0.0], [True, False])
+    agent.save_state(tmp_path / "state")
+    other = make_agent()
+    other.load_state(tmp_path / "state")
+    actions = other.act(np.ones((2, 8)))
+    np.testing.assert_array_equal(actions, agent.act(np.ones((2, 8))))
+    np.testing.assert_array_equal(actions[0], [0.0, 0.0])
+
+
+def test_load_state_refuses_what_is_not_its_own(make_agent, tmp_path):
+    agent, path = make_agent(), tmp_path / "state.safetensors"
+    live(agent, experience(np.random.default_rng(0), 5))
+    agent.save_state(path)
+    for other in (make_agent(seed=1), make_agent("transformer"), make_agent(head="gaussian")):
+        with pytest.raises(CheckpointError, match="another checkpoint"):
+            other.load_state(path)
+
+    tensors = load_file(path)
+    with_metadata = read_metadata(path)
+    variants = {
+        "no file": lambda p: None,
+        "truncated": lambda p: p.write_bytes(path.read_bytes()[:-40]),
+        "pickle": lambda p: p.write_bytes(pickle.dumps({"tokens": 1})),
+        "foreign": lambda p: save_file({"weight": torch.zeros(3)}, p),
+        "empty": lambda p: p.write_bytes(b""),
+        "directory": lambda p: p.mkdir(),
+        "tensor missing": lambda p: save_file({k: v for k, v in tensors.items() if k != "actions"}, p, with_metadata),
+        "shape": lambda p: save_file({**tensors, "actions": torch.zeros(1, 3)}, p, with_metadata),
+        "dtype": lambda p: save_file({**tensors, "actions": tensors["actions"].double()}, p, with_metadata),
+        "nan": lambda p: save_file({**tensors, "actions": tensors["actions"] * torch.nan}, p, with_metadata),
+        "version": lambda p: save_file(
+            tensors, p, {"state": with_metadata["state"].replace('"state_version": 1', '"state_version": 2')}
+        ),
+        "rows": lambda p: save_file({k: v.repeat(2, *[1] * (v.dim() - 1)) for k, v in tensors.items()}, p, with_metadata),
+    }
+    twin = agent.clone()
+    for name, write in variants.items():
+        wrong = tmp_path / name
+        write(wrong)
+        with pytest.raises(CheckpointError):
+            agent.load_state(wrong)
+    np.testing.assert_array_equal(agent.act(np.ones(8)), twin.act(np.ones(8)))
+
+
+def read_metadata(path):
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+# ------------------------------------------------------------------ predict
+
+
+@pytest.mark.parametrize("rows", [None, 3])
+def test_predict_equals_act_and_changes_neither_state_nor_agent(agent, rows):
+    history = experience(np.random.default_rng(0), 10, rows)
+    ends = history.terminated | history.truncated
+    layout = agent.model.layout
+    tokens = layout.encode_history(history.observations, history.actions, history.rewards, ends)
+    state = None
+    predicted = []
+    for t in range(10):
+        before = None if state is None else [leaf.copy() for leaf in state]
+        action, new_state = agent.predict(tokens[..., t, :], state, episode_start=np.ones(rows or 1, bool))
+        if before is not None:
+            for leaf, copy in zip(state, before, strict=True):
+                np.testing.assert_array_equal(leaf, copy)
+        state = new_state
+        predicted.append(action)
+    agent.reset(num_envs=rows)  # predict left no trace before it either
+    np.testing.assert_allclose(predicted, live(agent, history), atol=2e-5)
+
+
+def test_predict_refuses_other_observations_and_states(agent, make_agent):
+    size = agent.model.layout.size
+    _, state = agent.predict(np.zeros((2, size)))
+    wrong = [np.zeros(8), np.zeros((2, 3, size)), np.zeros((0, size)), np.full(size, np.nan), {"a": 1}, np.zeros(())]
+    for observation in wrong:
+        with pytest.raises(InputError):
+            agent.predict(observation)
+    other = make_agent({"mamba": "transformer", "transformer": "mamba"}[agent.config.model.backbone])
+    for strange in (other.predict(np.zeros((2, size)))[1], state[:-1], (1,), "state"):
+        with pytest.raises(InputError):
+            agent.predict(np.zeros((2, size)), strange)
+    with pytest.raises(InputError, match="3 row"):
+        agent.predict(np.zeros((3, size)), state)
+
+
+# ------------------------------------------------------------------ environments
+
+
+def test_make_env_gives_the_agents_environment(make_agent):
+    agent = make_agent()
+    with agent.make_env(task={"goal": [0.1, 0.0]}) as env:
+        assert env.spec.id == REACHER
+        obs, _ = env.reset(seed=0)
+        assert env.action_space.contains(agent.act(obs))
+    with closing(agent.make_vec_env(3)) as env:
+        assert env.num_envs == 3
+        agent.reset(env=env)
+        assert env.action_space.contains(agent.act(env.reset(seed=0)[0]))
+
+
+def test_make_env_of_an_unregistered_id(make_agent):
+    from dataclasses import replace
+
+    agent = make_agent()
+    lost = InContextAgent(agent.model, replace(agent.config, env_id="icrl/ReacherGoal-v9"))
+    for make in (lost.make_env, lambda: lost.make_vec_env(2)):
+        with pytest.raises(UnknownNameError, match="ReacherGoal-v0"):
+            make()
+    wrong = make_agent(observation_dim=3)
+    with pytest.raises(ConfigError, match=r"\(3,\)"):
+        wrong.make_env()
+
+
+def test_a_model_of_another_config_is_refused(make_agent, make_config):
+    with pytest.raises(ConfigError, match="was built from"):
+        InContextAgent(make_agent().model, make_config("transformer"))

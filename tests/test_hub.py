@@ -1,0 +1,531 @@
+"""Checkpoints: what is saved is what is loaded, and nothing else is."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from base64 import b64decode
+from dataclasses import replace
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+
+from icrl_agents import hub
+from icrl_agents.agent import InContextAgent
+from icrl_agents.config import from_dict, to_dict
+from icrl_agents.errors import CheckpointError, ConfigError, IcrlError, UnknownNameError
+from icrl_agents.model import InContextModel
+from icrl_agents.model_card import model_card
+
+EVALUATION = {
+    "agent": "tiny-mamba",
+    "env_id": "icrl/ReacherGoal-v0",
+    "split": "paper",
+    "subset": "test",
+    "returns": [[-10.0, -6.0, -4.0], [-12.0, -8.0, -2.0]],
+    "normalized": [[0.0, 0.5, 0.75], [0.0, 0.25, 0.25]],
+    "anchors": {"blind": [-10.0, -12.0], "oracle": [-2.0, -4.0]},
+}
+
+
+@pytest.fixture
+def saved(agent, tmp_path):
+    directory = tmp_path / "checkpoint"
+    hub.save_checkpoint(
+        directory, agent.model, agent.config, evaluation=EVALUATION, training={"seed": 1, "config": {"k": 4}}
+    )
+    return directory
+
+
+# ------------------------------------------------------------------ save and load
+
+
+@pytest.mark.parametrize("tokenization", ["transition", "element"])
+@pytest.mark.parametrize("head", ["deterministic", "gaussian"])
+@pytest.mark.parametrize("backbone", ["mamba", "transformer"])
+def test_save_load_same_actions(make_agent, tmp_path, backbone, head, tokenization):
+    agent = make_agent(backbone, head=head, tokenization=tokenization)
+    agent.model.token_mean.uniform_(-1, 1)
+    agent.save_pretrained(tmp_path / "a" / "b")
+    again = InContextAgent.from_pretrained(tmp_path / "a" / "b", device="cpu")
+    assert again.config == agent.config
+    rng = np.random.default_rng(0)
+    for one in (agent, again):
+        one.reset(seed=0)
+    for _ in range(5):
+        obs, reward = rng.normal(size=8), rng.normal()
+        np.testing.assert_array_equal(agent.act(obs), again.act(obs))
+        for one in (agent, again):
+            one.observe(reward, False)
+
+
+def test_a_checkpoint_has_the_five_files_and_no_leftovers(saved):
+    assert sorted(os.listdir(saved)) == sorted(hub.CHECKPOINT_FILES)
+    assert json.loads((saved / "evaluation.json").read_text()) == EVALUATION
+    assert json.loads((saved / "training.json").read_text()) == {"seed": 1, "config": {"k": 4}}
+    plain = saved.parent / "plain"
+    plain.touch()
+    for file in saved.iterdir():  # readable for others, as any new file
+        assert file.stat().st_mode == plain.stat().st_mode
+
+
+def test_loading_spends_none_of_the_callers_random_numbers(saved):
+    before = torch.get_rng_state()
+    hub.load_checkpoint(saved)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_kill_while_saving_leaves_the_old_file_whole(saved, make_agent, monkeypatch):
+    before = {file.name: file.read_bytes() for file in saved.iterdir()}
+    model, config = hub.load_checkpoint(saved)
+
+    def killed(source, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            hub.save_checkpoint(saved, model, replace(config, name="other"))
+    assert {file.name: file.read_bytes() for file in saved.iterdir()} == before
+
+
+def test_saving_refuses_what_could_not_be_loaded(make_agent, make_config, tmp_path):
+    model = make_agent().model
+    with pytest.raises(ConfigError, match="was built from"):
+        hub.save_checkpoint(tmp_path / "x", model, make_config("transformer"))
+    with torch.no_grad():
+        model.embed.weight[0, 0] = torch.nan
+    with pytest.raises(CheckpointError, match=r"embed\.weight.*finite"):
+        hub.save_checkpoint(tmp_path / "x", model, make_config())
+    assert not (tmp_path / "x").exists()
+
+
+# ------------------------------------------------------------------ damaged and crafted checkpoints
+
+
+def rewrite(directory, change):
+    weights = load_file(directory / "model.safetensors")
+    change(weights)
+    save_file(weights, directory / "model.safetensors")
+
+
+def first(weights):
+    return next(name for name in sorted(weights) if name.startswith("backbone"))
+
+
+DAMAGE = {
+    "missing tensor": lambda w: w.pop(first(w)),
+    "foreign tensor": lambda w: w.update(extra=torch.zeros(1)),
+    "renamed tensor": lambda w: w.update(other=w.pop(first(w))),
+    "shape": lambda w: w.update({first(w): torch.zeros(3, 7)}),
+    "dtype": lambda w: w.update({first(w): w[first(w)].double()}),
+    "not finite": lambda w: w[first(w)].fill_(torch.inf),
+    "empty": lambda w: w.clear(),
+}
+
+
+@pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE.keys())
+def test_weights_that_do_not_fit_are_refused(saved, change):
+    rewrite(saved, change)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        hub.load_checkpoint(saved)
+
+
+class Exploit:
+    def __reduce__(self):
+        return (os.mkdir, ("exploited",))
+
+
+CONTENT = {
+    "truncated": lambda whole: whole[:-1],
+    "half": lambda whole: whole[: len(whole) // 2],
+    "longer": lambda whole: whole + b"0",
+    "empty": lambda whole: b"",
+    "header only": lambda whole: whole[:8],
+    "huge header": lambda whole: (1 << 40).to_bytes(8, "little") + whole[8:],
+    "pickle": lambda whole: pickle.dumps(Exploit()),
+    "zip": lambda whole: b"PK\x03\x04" + whole,
+}
+
+
+@pytest.mark.parametrize("content", CONTENT.values(), ids=CONTENT.keys())
+def test_files_that_are_no_whole_safetensors_are_refused(saved, tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    weights = saved / "model.safetensors"
+    weights.write_bytes(content(weights.read_bytes()))
+    with pytest.raises(CheckpointError, match="safetensors"):
+        hub.load_checkpoint(saved)
+    assert not Path("exploited").exists()
+
+
+def test_a_torch_pickle_beside_the_config_is_not_read(saved):
+    weights = load_file(saved / "model.safetensors")
+    (saved / "model.safetensors").unlink()
+    torch.save(weights, saved / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        hub.load_checkpoint(saved)
+    torch.save(weights, saved / "model.safetensors")
+    with pytest.raises(CheckpointError, match="pickles are never read"):
+        hub.load_checkpoint(saved)
+
+
+SIZES = {
+    "wider": {"d_model": 32},
+    "a million wide": {"d_model": 1_000_000},
+    "more than an address space": {"d_model": 1 << 60},
+    "beyond int64": {"d_model": 1 << 80},
+    "a billion layers": {"n_layers": 1_000_000_000},
+    "no layers": {"n_layers": 0},
+    "negative": {"d_model": -16},
+    "zero": {"d_model": 0},
+    "text": {"d_model": "16"},
+    "unknown option": {"depth": 3},
+}
+
+
+@pytest.mark.parametrize("options", SIZES.values(), ids=SIZES.keys())
+def test_a_config_of_other_sizes_is_refused_before_anything_is_allocated(saved, options):
+    data = json.loads((saved / "config.json").read_text())
+    data["model"]["backbone_options"] |= options
+    (saved / "config.json").write_text(json.dumps(data))
+    start = perf_counter()
+    with pytest.raises(IcrlError):
+        hub.load_checkpoint(saved)
+    assert perf_counter() - start < 5
+
+
+def test_a_gigantic_memory_is_refused(make_agent, tmp_path):
+    make_agent("transformer").save_pretrained(tmp_path)
+    data = json.loads((tmp_path / "config.json").read_text())
+    data["model"]["backbone_options"]["context_length"] = 1 << 40
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match="memory would be"):
+        hub.load_checkpoint(tmp_path)
+
+
+def test_config_and_weights_of_different_agents_do_not_mix(make_agent, tmp_path):
+    make_agent().save_pretrained(tmp_path / "a")
+    make_agent("transformer").save_pretrained(tmp_path / "b")
+    os.replace(tmp_path / "b" / "model.safetensors", tmp_path / "a" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="does not fit its config"):
+        hub.load_checkpoint(tmp_path / "a")
+
+
+def test_an_unknown_backbone_lists_the_known(saved):
+    data = json.loads((saved / "config.json").read_text())
+    data["model"]["backbone"] = "mamba7"
+    (saved / "config.json").write_text(json.dumps(data))
+    with pytest.raises(UnknownNameError, match="Did you mean 'mamba'"):
+        hub.load_checkpoint(saved)
+
+
+def test_a_missing_or_enormous_config(saved):
+    (saved / "config.json").write_text(" " * (hub.MAX_CONFIG_BYTES + 1))
+    with pytest.raises(ConfigError, match="not a config"):
+        hub.load_checkpoint(saved)
+    (saved / "config.json").unlink()
+    with pytest.raises(ConfigError, match="does not exist"):
+        hub.load_checkpoint(saved)
+
+
+# ------------------------------------------------------------------ names
+
+
+@pytest.fixture
+def packaged(tmp_path, monkeypatch, make_agent):
+    """A package whose index has one bundled agent, ``mine``, and two on the Hub."""
+    package = tmp_path / "package"
+    make_agent().save_pretrained(package / "mine-v1")
+    index = {
+        "mine": {"bundled": "mine-v1"},
+        "theirs": {"repo": "org/theirs", "revision": "main", "sha256": "0" * 64},
+    }
+    (package / "index.json").write_text(json.dumps(index))
+    monkeypatch.setattr(hub, "_packaged", lambda: package)
+    return package
+
+
+def test_a_directory_comes_before_a_bundled_name(packaged, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert hub.resolve("mine") == packaged / "mine-v1"
+    (tmp_path / "mine").mkdir()
+    assert hub.resolve("mine") == Path("mine")
+    assert hub.resolve(tmp_path / "mine") == tmp_path / "mine"
+
+
+@pytest.mark.parametrize("name", ["mini", "org/name/more", "/no/such/dir", "../mine", "", "a b/c", "org/..", "mine/"])
+def test_an_unknown_name_lists_the_known(packaged, name):
+    with pytest.raises(UnknownNameError, match=r"Known: mine, theirs\."):
+        hub.resolve(name)
+    with pytest.raises(UnknownNameError):
+        hub.resolve(Path("org/name-that-is-no-directory"))
+
+
+def test_only_the_hub_has_revisions(packaged):
+    for name in ("mine", packaged / "mine-v1"):
+        with pytest.raises(ConfigError, match="no revision 'v2'"):
+            hub.resolve(name, "v2")
+
+
+@pytest.mark.parametrize("entry", [{}, {"bundled": "a", "repo": "b/c"}, {"path": "a"}, "a"])
+def test_a_wrong_index_entry_is_refused(entry):
+    with pytest.raises(ConfigError):
+        from_dict(hub.IndexEntry, entry)
+
+
+def test_summaries_of_the_bundled_agents(packaged, make_agent):
+    agent = make_agent()
+    hub.save_checkpoint(packaged / "mine-v1", agent.model, agent.config, evaluation=EVALUATION)
+    parameters = f"{sum(t.numel() for t in agent.model.state_dict().values()):,}"
+    assert hub.bundled_agents() == [
+        ("mine", "icrl/ReacherGoal-v0", "mamba", parameters, "0.50"),  # (0.75 + 0.25) / 2
+        ("theirs", "on the Hub: org/theirs", "-", "-", "-"),
+    ]
+
+
+def test_every_agent_in_the_package_loads_and_all_fit_in_40_megabytes():
+    entries = hub._index()
+    assert tuple(sorted(entries)) == hub.agent_names()
+    for name, entry in entries.items():
+        if entry.bundled is not None:
+            agent = InContextAgent.from_pretrained(name, device="cpu")
+            assert agent.config.name == name
+            assert np.isfinite(agent.act(np.zeros(agent.config.model.observation_dim))).all()
+    files = [file for file in hub._packaged().rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 40e6
+
+
+# ------------------------------------------------------------------ the card
+
+
+def test_the_card_holds_the_measured_numbers(make_config):
+    card = ModelCard(model_card(make_config(), EVALUATION))
+    assert card.data.library_name == "icrl-agents"
+    assert card.data.model_name == "tiny-mamba"
+    first_episode, last_episode = card.data.eval_results
+    assert first_episode.metric_value == -11.0  # (-10 - 12) / 2
+    assert last_episode.metric_value == -3.0  # (-4 - 2) / 2
+    assert "| return | -11.00 | -7.00 | -3.00 |" in card.text
+    assert "| normalised (0 blind, 1 oracle) | 0.00 | 0.38 | 0.50 |" in card.text
+    assert "blind -11.00, oracle -3.00" in card.text
+
+
+def test_a_card_without_an_evaluation_claims_nothing(make_config):
+    card = ModelCard(model_card(make_config()))
+    assert "Nothing was measured yet." in card.text
+    assert card.data.eval_results is None
+
+
+def test_the_cards_code_runs(packaged, make_config, monkeypatch):
+    config = replace(make_config(), name="mine", training_episodes=2, episode_steps=3)
+    code = model_card(config).split("```python\n")[1].split("```")[0]
+    namespace = {}
+    exec(code, namespace)
+    assert np.isfinite(namespace["reward"])
+
+
+# ------------------------------------------------------------------ the Hub, by its real client
+
+
+class HubServer(BaseHTTPRequestHandler):
+    """As much of the Hub as one repository needs; ``files`` and ``commits`` are its content."""
+
+    def do_GET(self):
+        self._answer(head=False)
+
+    def do_HEAD(self):
+        self._answer(head=True)
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.log.append(self.path)
+        path = self.path.partition("?")[0]
+        if path == "/api/repos/create":
+            self.server.repo = json.loads(body)
+            self._json({"url": f"{self.server.url}/org/agent"})
+        elif path.endswith("/preupload/main"):
+            files = json.loads(body)["files"]
+            self._json(
+                {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
+            )
+        elif path.endswith("/commit/main"):
+            for line in body.decode().splitlines():
+                operation = json.loads(line)
+                if operation["key"] == "file":
+                    value = operation["value"]
+                    self.server.files[value["path"]] = b64decode(value["content"])
+            oid = sha256(repr(self.server.files).encode()).hexdigest()[:40]
+            self.server.commits.append(oid)
+            self._json({"commitUrl": f"{self.server.url}/org/agent/commit/{oid}", "commitOid": oid})
+        else:
+            self._json({})
+
+    def _answer(self, head):
+        self.server.log.append(self.path)
+        path, files = self.path.partition("?")[0], self.server.files
+        if not self.server.commits or "/org/agent" not in path:
+            self._error("RepoNotFound")
+        elif "/revision/" in path or path == "/api/models/org/agent":
+            revision = path.rpartition("/")[2]
+            if revision in ("main", "agent", self.server.commits[-1]):
+                listed = [{"rfilename": name} for name in files]
+                self._json({"id": "org/agent", "sha": self.server.commits[-1], "siblings": listed})
+            else:
+                self._error("RevisionNotFound")
+        elif "/tree/" in path:
+            self._json([{"type": "file", "path": n, "size": len(c), "oid": blob_id(c)} for n, c in files.items()])
+        elif "/resolve/" in path and path.rpartition("/")[2] in files:
+            content = files[path.rpartition("/")[2]]
+            self._send(200, b"" if head else content, {"ETag": f'"{blob_id(content)}"'}, length=len(content))
+        else:
+            self._error("EntryNotFound")
+
+    def _error(self, code):
+        self._send(404, b"", {"X-Error-Code": code})
+
+    def _json(self, data):
+        self._send(200, json.dumps(data).encode(), {"Content-Type": "application/json"})
+
+    def _send(self, status, body, headers, length=None):
+        self.send_response(status)
+        commit = self.server.commits[-1] if self.server.commits else "0" * 40
+        whole = {"X-Repo-Commit": commit, "Content-Length": str(len(body) if length is None else length)}
+        for key, value in {**whole, **headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        """Quiet."""
+
+
+def blob_id(content):
+    return sha256(content).hexdigest()[:40]
+
+
+@pytest.fixture
+def server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), HubServer)
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    server.files, server.commits, server.log, server.repo = {}, [], [], None
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def client(server, home, code, **environment):
+    """Run code in a process whose Hub is the server; the client reads its settings when it is imported."""
+    settings = {
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(home),
+        "HF_TOKEN": "hf_test",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **settings, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_push_then_load_by_id_and_by_pinned_name(server, make_agent, tmp_path):
+    agent = make_agent()
+    agent.save_pretrained(tmp_path / "mine")
+    (tmp_path / "mine" / "secret.txt").write_text("no part of a checkpoint")
+    push = f"""
+from icrl_agents import push_to_hub
+print(push_to_hub({str(tmp_path / "mine")!r}, "org/agent", private=True))
+"""
+    address = client(server, tmp_path / "home", push)
+    assert address.endswith(f"/commit/{server.commits[-1]}")
+    assert server.repo["visibility"] == "private"
+    assert sorted(server.files) == ["README.md", "config.json", "model.safetensors"]
+
+    server.files["huge.bin"] = b"0" * 1000  # somebody else's file, not to be downloaded
+    load = """
+import numpy as np
+from icrl_agents import InContextAgent
+agent = InContextAgent.from_pretrained("org/agent", device="cpu")
+print(agent.act(np.ones(8)).tolist())
+"""
+    action = json.loads(client(server, tmp_path / "home", load))
+    np.testing.assert_array_equal(np.float32(action), agent.act(np.ones(8)))
+    assert not any("huge.bin" in path for path in server.log)
+
+    digest = sha256((tmp_path / "mine" / "model.safetensors").read_bytes()).hexdigest()
+    pinned = """
+import json, sys
+from pathlib import Path
+from icrl_agents import hub
+from icrl_agents.errors import CheckpointError
+hub._packaged = lambda: Path(sys.argv[0] or ".")
+entry = {{"repo": "org/agent", "revision": {revision!r}, "sha256": {digest!r}}}
+hub._index = lambda: {{"pinned": hub.IndexEntry(**entry)}}
+try:
+    hub.load_checkpoint(hub.resolve("pinned"))
+    print("loaded")
+except CheckpointError as error:
+    print(error)
+"""
+    revision = server.commits[-1]
+    assert client(server, tmp_path / "home", pinned.format(revision=revision, digest=digest)) == "loaded"
+    other = client(server, tmp_path / "home", pinned.format(revision=revision, digest="0" * 64))
+    assert "expected 000000" in other
+    # and without a network, from the cache
+    offline = client(
+        server, tmp_path / "home", pinned.format(revision=revision, digest=digest), HF_HUB_OFFLINE="1"
+    )
+    assert offline == "loaded"
+
+
+def test_what_the_hub_does_not_have(server, make_agent, tmp_path):
+    attempts = """
+from icrl_agents import InContextAgent
+from icrl_agents.errors import CheckpointError
+for name, revision in (("org/agent", None), ("org/agent", "v9"), ("org/nothing", None)):
+    try:
+        InContextAgent.from_pretrained(name, revision=revision)
+    except CheckpointError as error:
+        print(str(error).splitlines()[0])
+"""
+    lines = client(server, tmp_path, attempts).splitlines()
+    assert len(lines) == 3
+    assert all("no checkpoint 'org/" in line for line in lines)
+    lines = client(server, tmp_path, attempts, HF_HUB_OFFLINE="1").splitlines()
+    assert len(lines) == 3
+    assert all("not in the local cache" in line for line in lines)
+
+
+def test_nothing_broken_is_pushed(saved):
+    (saved / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="not a whole safetensors"):
+        hub.push_to_hub(saved, "org/agent")
+
+
+def test_loaded_models_are_in_evaluation_mode_and_equal(saved, agent):
+    model, config = hub.load_checkpoint(saved)
+    assert isinstance(model, InContextModel)
+    assert not model.training
+    assert to_dict(config) == to_dict(agent.config)
+    for name, tensor in agent.model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)

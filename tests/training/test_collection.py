@@ -1,0 +1,114 @@
+"""Collecting histories: what is recorded is what happened, and an interrupted collection ends as an uninterrupted one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+from icrl_agents.errors import ConfigError, DatasetError, UnknownNameError
+from icrl_agents.training.collection import CollectionConfig, collect
+from icrl_agents.training.histories import HistoryDataset
+from icrl_agents.training.sources.policies import SnapshotPolicies
+from icrl_agents.training.sources.ppo import PPOConfig
+from icrl_agents.training.sources.presets import run_collection
+
+ENV_ID = "icrl/ReacherGoal-v0"
+TINY = CollectionConfig(
+    ENV_ID,
+    subset="val",
+    steps_per_task=600,
+    streams=2,
+    shard_steps=100,
+    snapshots=3,
+    ppo=PPOConfig(n_steps=50, hidden=(8,)),
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> HistoryDataset:
+    return collect(TINY, tmp_path_factory.mktemp("histories"), quiet=True)
+
+
+def test_recorded_actions_replayed_give_the_recorded_experience(dataset: HistoryDataset) -> None:
+    h = 3
+    history = dataset.history(h)
+    assert history.actions.shape == (300, 2)
+    env = gymnasium.make(ENV_ID, task=dataset.task(h))
+    seed = int(np.random.SeedSequence([0, h // 2, h % 2]).generate_state(1)[0])
+    observation, _ = env.reset(seed=seed)
+    episode = 0
+    for t in range(len(history.rewards)):
+        np.testing.assert_array_equal(history.observations[t], observation.astype(np.float32))
+        observation, reward, terminated, truncated, _ = env.step(history.actions[t])
+        assert history.rewards[t] == np.float32(reward)
+        assert (history.terminated[t], history.truncated[t]) == (terminated, truncated)
+        if terminated or truncated:
+            np.testing.assert_array_equal(history.final_observations[episode], observation.astype(np.float32))
+            episode += 1
+            observation, _ = env.reset()
+    assert episode == 6
+
+
+def test_actions_scatter_around_the_mean(dataset: HistoryDataset) -> None:
+    history = dataset.history(0)
+    noise = history.actions - history.mean_actions
+    assert np.abs(history.actions).max() <= 1
+    assert 0.2 < noise.std() < 0.6  # exp(-0.7) = 0.5, clipped by the bounds
+
+
+def test_interrupted_collection_ends_as_an_uninterrupted_one(dataset: HistoryDataset, tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(steps: int) -> None:
+        raise Killed
+
+    for _ in range(2):  # two intervals of one shard each, then the rest
+        with pytest.raises(Killed):
+            collect(TINY, tmp_path, on_shard=kill, quiet=True)
+    resumed = collect(TINY, tmp_path, quiet=True)
+    assert resumed.manifest == dataset.manifest  # it holds the hash of every file
+    resumed.verify()
+
+
+def test_snapshots_are_policies_of_the_tasks(dataset: HistoryDataset) -> None:
+    assert dataset.snapshot_steps == (100, 200, 300)
+    policies = SnapshotPolicies(dataset.snapshot(), -np.ones(2, np.float32), np.ones(2, np.float32))
+    assert len(policies) == 10
+    assert policies.act_as(0, np.zeros((4, 8), np.float32)).shape == (4, 2)
+
+
+def test_another_collection_in_the_same_folder_is_refused(dataset: HistoryDataset, tmp_path: Path) -> None:
+    collect(replace(TINY, steps_per_task=200), tmp_path, quiet=True)
+    with pytest.raises(DatasetError, match="seed"):
+        collect(replace(TINY, steps_per_task=200, seed=1), tmp_path, quiet=True)
+
+
+def test_steps_that_do_not_divide_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="multiple"):
+        collect(replace(TINY, shard_steps=70), tmp_path, quiet=True)
+    with pytest.raises(ConfigError, match="less than one shard"):
+        collect(replace(TINY, steps_per_task=10), tmp_path, quiet=True)
+
+
+@pytest.mark.parametrize("source", ["sb3-ppo", "sb3-sac"])
+def test_sb3_run_through_the_same_recorder(source: str, tmp_path: Path) -> None:
+    dataset = run_collection(
+        ENV_ID, tmp_path, preset="paper", source=source, task=2, steps_per_task=5_000, subset="val", quiet=True
+    )
+    assert len(dataset) == 5
+    history = dataset.history(4)
+    env = gymnasium.make(ENV_ID, task=dataset.task(4))
+    env.reset()
+    for t in range(200):  # the physics is deterministic: the next observation follows from state and action
+        if t % 50 == 0:
+            cosine, sine = history.observations[t, :2], history.observations[t, 2:4]
+            assert np.allclose(cosine**2 + sine**2, 1, atol=1e-6)
+        assert history.truncated[t] == (t % 50 == 49)
+    distance = np.hypot(*(history.observations[1:50, 6:8] - dataset.task(4)["goal"]).T)
+    effort = np.square(history.actions[:49]).sum(1)
+    np.testing.assert_allclose(history.rewards[:49], -distance - effort, atol=1e-3)
+    with pytest.raises(UnknownNameError, match="sb3-sac"):
+        run_collection(ENV_ID, tmp_path / "other", source="sb3-ddpg")

@@ -1,0 +1,392 @@
+import dataclasses
+import json
+import math
+import os
+import signal
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.distributions import Normal
+
+from icrl_agents.backbones import backbone_names
+from icrl_agents.config import ModelConfig
+from icrl_agents.envs import task_split
+from icrl_agents.errors import ConfigError, DatasetError, MissingExtraError, UnknownNameError
+from icrl_agents.hub import load_checkpoint
+from icrl_agents.model import ActionPrediction, InContextModel
+from icrl_agents.training import distillation
+from icrl_agents.training.distillation import DistillationConfig, learning_rate, make_optimizer, train
+from icrl_agents.training.histories import HistoryWriter
+from icrl_agents.training.presets import distillation_preset
+from icrl_agents.training.validation import Validation, action_loss
+
+TINY = {
+    "mamba": {"d_model": 8, "n_layers": 1, "d_state": 4},
+    "transformer": {"d_model": 8, "n_layers": 1, "n_heads": 2, "d_ff": 16, "context_length": 12},
+}
+
+
+def config(backbone="transformer", **changes) -> DistillationConfig:
+    """Sequences of 4 episodes of 5 steps; a second's work."""
+    default = DistillationConfig(
+        name="tiny",
+        env_id="icrl/ReacherGoal-v0",
+        backbone=backbone,
+        backbone_options=TINY[backbone],
+        head_hidden=8,
+        keep_every=2,
+        episodes=4,
+        updates=6,
+        batch_size=3,
+        warmup=2,
+        val_fraction=0.3,
+        val_episodes=0,
+        validate_every=2,
+    )
+    return dataclasses.replace(default, **changes)
+
+
+@pytest.fixture
+def data(tmp_path, make_dataset):
+    make_dataset(tmp_path / "data", tasks=4)
+    return tmp_path / "data"
+
+
+def quietly(config, data, out, *args, tensorboard=False, **options):
+    return train(config, data, out, *args, tensorboard=tensorboard, quiet=True, device="cpu", **options)
+
+
+def metrics(directory):
+    """What was logged, without what depends on the clock."""
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
+
+
+def assert_same_run(one, other):
+    for file in ("model.safetensors", "training_state.safetensors"):
+        expected, found = load_file(one / file), load_file(other / file)
+        assert expected.keys() == found.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(tensor, found[name]), name
+    assert metrics(one) == metrics(other)
+
+
+def test_learning_rate_rises_and_falls():
+    of = config(learning_rate=1.0, warmup=4, updates=11)
+    rates = [learning_rate(of, update) for update in range(1, 12)]
+    np.testing.assert_allclose(rates[:4], [0.25, 0.5, 0.75, 1.0])
+    np.testing.assert_allclose(rates[7], 0.5)  # half way from update 4 to the end, 12
+    np.testing.assert_allclose(rates[10], 0.5 * (1 + math.cos(math.pi * 7 / 8)))
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    assert learning_rate(config(learning_rate=1.0, warmup=0, updates=1), 1) > 0
+
+
+def test_squared_error_by_hand():
+    prediction = ActionPrediction(torch.tensor([[[1.0, 2.0], [0.0, 0.0], [9.0, 9.0]]]), None)
+    targets = torch.tensor([[[1.0, 0.0], [2.0, 0.0], [0.0, 0.0]]])
+    mask = torch.tensor([[True, True, False]])
+    assert action_loss(prediction, targets, mask).item() == (0 + 4 + 4 + 0) / 4
+
+
+def test_likelihood_is_that_of_a_normal_distribution():
+    torch.manual_seed(0)
+    mean, log_std, targets = torch.randn(3, 2, 5, 2).unbind(0)
+    mask = torch.rand(2, 5) < 0.7
+    expected = -Normal(mean, log_std.exp()).log_prob(targets)[mask].mean()
+    found = action_loss(ActionPrediction(mean, log_std), targets, mask)
+    torch.testing.assert_close(found, expected)
+
+
+def test_only_matrices_are_decayed():
+    model = InContextModel(ModelConfig(8, 2, "mamba", TINY["mamba"]))
+    decayed, free = make_optimizer(model, config(weight_decay=0.1)).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+    never = {names[id(p)].rpartition(".")[2] for p in free["params"]}
+    assert {names[id(p)].rpartition(".")[2] for p in decayed["params"]} == {"weight"}
+    assert {"A_log", "D", "bias"} <= never
+    assert not [names[id(p)] for p in decayed["params"] if "norm" in names[id(p)]]
+    assert len(decayed["params"]) + len(free["params"]) == len(names)
+
+
+@pytest.mark.parametrize("backbone", backbone_names())
+def test_a_killed_run_ends_as_if_it_had_not_been_killed(data, tmp_path, monkeypatch, backbone):
+    if backbone not in TINY:
+        pytest.skip(f"no tiny {backbone}")
+    of = config(backbone, random_offset=backbone == "mamba")
+    quietly(of, data, tmp_path / "whole")
+
+    monkeypatch.setattr(distillation, "SAVE_SECONDS", 0.0)
+    do_update = distillation._Run._update
+
+    def dying(self, update):
+        if update == 4:
+            raise SystemExit  # as abrupt as it gets: nothing of ours handles it
+        return do_update(self, update)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distillation._Run, "_update", dying)
+        with pytest.raises(SystemExit):
+            quietly(of, data, tmp_path / "killed")
+    assert [row["update"] for row in metrics(tmp_path / "killed")][-1] == 3
+    quietly(of, data, tmp_path / "killed")
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_kill_between_saves_repeats_what_was_lost(data, tmp_path, monkeypatch):
+    """Nothing was saved before the kill, but log and checkpoint had been written."""
+    quietly(config(), data, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(distillation._Run, "_save", lambda self: sys.exit())
+        with pytest.raises(SystemExit):
+            quietly(config(), data, tmp_path / "killed")
+    with (tmp_path / "killed/metrics.jsonl").open("a") as file:
+        file.write('{"update": 7, "lo')  # cut in half
+    quietly(config(), data, tmp_path / "killed")
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_ctrl_c_saves_and_the_same_call_goes_on(data, tmp_path):
+    of = config(val_episodes=2)
+
+    def rollout(agent):
+        return np.zeros((3, 2))
+
+    def interrupting(agent):
+        os.kill(os.getpid(), signal.SIGINT)
+        return rollout(agent)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="saved after update 2 of 6; the same command goes on"):
+        quietly(of, data, tmp_path / "stopped", rollout=interrupting)
+    assert signal.getsignal(signal.SIGINT) is handler
+    quietly(of, data, tmp_path / "stopped", rollout=rollout)
+    quietly(of, data, tmp_path / "whole", rollout=rollout)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_the_best_checkpoint_is_kept(data, tmp_path):
+    """By roll-outs that say how good each model is; the score is the mean of the last quarter of episodes."""
+    scores, weights = iter([1.0, 9.0, 3.0]), []
+
+    def rollout(agent):
+        weights.append({name: tensor.clone() for name, tensor in agent.model.state_dict().items()})
+        returns = np.zeros((2, 8))
+        returns[:, -2:] = [[1.0, 1.0], [3.0, 3.0]]
+        return returns * next(scores) / 2
+
+    result = quietly(config(val_episodes=8), data, tmp_path / "out", rollout=rollout)
+    assert (result.best_update, result.best_score) == (4, 9.0)
+    model, agent_config = load_checkpoint(tmp_path / "out")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, weights[1][name])
+    assert any(not torch.equal(weights[2][name], weights[1][name]) for name in weights[1])
+    assert (agent_config.name, agent_config.training_episodes, agent_config.episode_steps) == ("tiny", 4, 5)
+    assert agent_config.action_high == (1.0, 1.0)
+    rows = [row for row in metrics(tmp_path / "out") if "val_score" in row]
+    assert [(row["update"], row["val_score"]) for row in rows] == [(2, 1.0), (4, 9.0), (6, 3.0)]
+    assert rows[1]["val_returns"] == [0, 0, 0, 0, 0, 0, 9.0, 9.0]
+
+    # A finished run stays as it is.
+    again = quietly(config(val_episodes=8), data, tmp_path / "out", rollout=lambda agent: pytest.fail("ran"))
+    assert again == result
+
+
+def test_training_json_says_what_reproduces_the_agent(data, tmp_path, make_manifest):
+    quietly(config(), data, tmp_path / "out")
+    training = json.loads((tmp_path / "out/training.json").read_text())
+    assert training["config"] == json.loads(json.dumps(dataclasses.asdict(config())))
+    assert training["data"]["source"] == "invented"
+    assert training["data"]["steps"] == 40
+    assert training["versions"]["torch"] == torch.__version__
+    assert str(tmp_path) not in json.dumps(training)
+
+
+def test_it_learns(tmp_path, make_manifest, make_regular):
+    """What to predict is half the sign of the observation; who does not see that has an error of 0.25."""
+    manifest = make_manifest(tasks=8)
+    arrays = make_regular(manifest, 8)
+    arrays["actions"] = np.sign(arrays["observations"][..., :2]) / 2
+    with HistoryWriter.create_or_resume(tmp_path / "data", manifest) as writer:
+        writer.append(arrays, {})
+        writer.finish(np.zeros(8))
+    of = config("mamba", updates=80, batch_size=8, learning_rate=1e-2, validate_every=80, input_noise=0.0)
+    quietly(of, tmp_path / "data", tmp_path / "out")
+    rows = metrics(tmp_path / "out")
+    assert rows[0]["loss"] > 0.2
+    assert rows[-1]["val_loss"] < 0.1  # on tasks it was not trained on
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"head": "gaussian"},
+        {"tokenization": "element"},
+        {"mask_rewards": True},
+        {"target": "source_mean", "val_fraction": 0.0},
+        {"episodes": 40},  # longer than the histories: padded
+        {"from_start": 1.0, "episodes": 1},
+    ],
+    ids=str,
+)
+def test_every_variant_trains(data, tmp_path, change):
+    quietly(config(updates=2, **change), data, tmp_path / "out")
+    rows = metrics(tmp_path / "out")
+    assert [row["update"] for row in rows] == [1, 2, 2]
+    assert ("val_loss" in rows[-1]) == (change.get("val_fraction") != 0.0)
+    load_checkpoint(tmp_path / "out")
+
+
+def test_masked_rewards_do_not_matter(data, tmp_path):
+    quietly(config(updates=2, mask_rewards=True), data, tmp_path / "out")
+    model, agent_config = load_checkpoint(tmp_path / "out")
+    assert agent_config.model.mask_rewards
+    tokens = torch.randn(1, 6, model.layout.size)
+    other = tokens.clone()
+    other[..., model.layout.previous_reward] += 5
+    assert torch.equal(model(tokens)[0].mean, model(other)[0].mean)
+
+
+def test_targets_of_the_final_policy(data, tmp_path):
+    asked = set()
+
+    def final_policy(task_index, observations):
+        asked.add(task_index)
+        return np.zeros((len(observations), 2))
+
+    of = config(target="final_policy", updates=30, learning_rate=1e-2, validate_every=30)
+    quietly(of, data, tmp_path / "out", final_policy)
+    assert asked == {0, 1, 2, 3}
+    assert metrics(tmp_path / "out")[-1]["val_loss"] < 0.05  # it only has to say 0
+
+
+def test_another_run_is_refused_and_nothing_is_overwritten(data, tmp_path, make_dataset):
+    quietly(config(updates=2), data, tmp_path / "out")
+    before = (tmp_path / "out/model.safetensors").read_bytes()
+    with pytest.raises(
+        ConfigError, match=r"holds another run, which differs in: config\.seed \(there 0, here 1\)"
+    ):
+        quietly(config(updates=2, seed=1), data, tmp_path / "out")
+    make_dataset(tmp_path / "more", tasks=4, episodes=9)
+    with pytest.raises(ConfigError, match=r"differs in: data"):
+        quietly(config(updates=2), tmp_path / "more", tmp_path / "out")
+    assert (tmp_path / "out/model.safetensors").read_bytes() == before
+
+    (tmp_path / "out/run.json").unlink()
+    with pytest.raises(ConfigError, match="holds a checkpoint"):
+        quietly(config(updates=2), data, tmp_path / "out")
+
+
+def test_data_of_another_environment_is_refused(tmp_path, make_dataset):
+    make_dataset(tmp_path / "data", env_id="icrl/AntDir-v0")
+    with pytest.raises(DatasetError, match=r"is of icrl/AntDir-v0, the run of icrl/ReacherGoal-v0"):
+        quietly(config(), tmp_path / "data", tmp_path / "out")
+    make_dataset(tmp_path / "three", action_dim=3)
+    with pytest.raises(DatasetError, match="actions of 3 entries"):
+        quietly(config(), tmp_path / "three", tmp_path / "out")
+
+
+def test_one_process_works_on_a_run(data, tmp_path):
+    def rollout(agent):
+        with pytest.raises(DatasetError, match="in use by another process"):
+            quietly(config(), data, tmp_path / "out")
+        return np.zeros((1, 1))
+
+    quietly(config(updates=1, val_episodes=1), data, tmp_path / "out", rollout=rollout)
+
+
+def test_divergence_is_an_error_that_says_what_to_do(data, tmp_path):
+    of = config(learning_rate=1e30, warmup=0, clip_norm=1e30)
+    with pytest.raises(ConfigError, match=r"diverged at update \d.*smaller learning_rate than 1e\+30"):
+        quietly(of, data, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "change", [{"updates": 0}, {"val_fraction": 1.0}, {"betas": (0.9,)}, {"keep_every": 0}], ids=str
+)
+def test_a_config_that_makes_no_sense_is_refused(change):
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        config(**change)
+
+
+def test_tensorboard_files_and_the_extra_that_brings_them(data, tmp_path, monkeypatch):
+    quietly(config(updates=1), data, tmp_path / "out", tensorboard=True)
+    (events,) = (tmp_path / "out/tensorboard").iterdir()
+    assert b"val_loss" in events.read_bytes()
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingExtraError, match=r"icrl-agents\[train\]"):
+        quietly(config(updates=1), data, tmp_path / "other", tensorboard=True)
+
+
+def test_the_callers_random_numbers_are_left_alone(data, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    quietly(config(updates=1), data, tmp_path / "out")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_validation_rolls_out_on_unseen_tasks(tmp_path, make_dataset):
+    split = task_split("icrl/ReacherGoal-v0", "paper")
+    known = {"split_hash": split.content_hash, "episode_steps": 50}
+    tasks = {"tasks": split.train[:3]}
+    make_dataset(tmp_path / "data", episodes=4, **known, **tasks)
+    of = config(updates=1, val_episodes=1, episodes=2)
+    result = quietly(of, tmp_path / "data", tmp_path / "out")
+    assert -200 < result.best_score < 0  # what Reacher's rewards add up to
+
+    make_dataset(tmp_path / "leak", **known, tasks=(*split.train[:3], split.val[0]))
+    with pytest.raises(DatasetError, match="on validation tasks"):
+        quietly(of, tmp_path / "leak", tmp_path / "out2")
+    make_dataset(tmp_path / "old", **known | {"split_hash": "0123"}, **tasks)
+    with pytest.raises(DatasetError, match="'paper' with hash 0123"):
+        quietly(of, tmp_path / "old", tmp_path / "out3")
+
+
+@pytest.mark.parametrize(
+    ("loss", "returns", "score"),
+    [
+        (0.5, None, -0.5),
+        (0.5, (1.0, 2.0, 3.0, 4.0), 4.0),
+        (None, tuple(range(8)), 6.5),
+        (None, (3.0,), 3.0),
+        (None, None, 0.0),
+    ],
+)
+def test_score(loss, returns, score):
+    assert Validation(loss, returns).score == score
+
+
+@pytest.mark.parametrize("preset", ["laptop", "paper"])
+@pytest.mark.parametrize("backbone", ["mamba", "transformer"])
+def test_presets_build(preset, backbone):
+    of = distillation_preset("icrl/ReacherGoal-v0", preset, backbone)
+    assert of.name == f"reacher-goal-{backbone}"
+    with torch.device("meta"):
+        model = InContextModel(ModelConfig(8, 2, of.backbone, of.backbone_options))
+    size = sum(parameter.numel() for parameter in model.parameters())
+    if preset == "paper":
+        positions = of.backbone_options.get("max_positions", 0) * of.backbone_options["d_model"]
+        assert 5.5e6 < size - positions < 6.5e6  # "6M", tables 6 and 7
+
+
+def test_laptop_backbones_are_of_one_size():
+    sizes = []
+    for backbone in ("mamba", "transformer"):
+        of = distillation_preset("icrl/ReacherGoal-v0", "laptop", backbone)
+        model = InContextModel(ModelConfig(8, 2, of.backbone, of.backbone_options))
+        sizes.append(sum(parameter.numel() for parameter in model.parameters()))
+    assert max(sizes) < 1.15 * min(sizes)
+
+
+def test_unknown_presets_list_the_known():
+    with pytest.raises(UnknownNameError, match="Known: laptop, paper"):
+        distillation_preset("icrl/ReacherGoal-v0", "lapdog")
+    with pytest.raises(UnknownNameError, match="Known: mamba, transformer"):
+        distillation_preset("icrl/ReacherGoal-v0", "laptop", "lstm")
+    with pytest.raises(UnknownNameError, match=r"icrl/ReacherGoal-v0"):
+        distillation_preset("icrl/Nowhere-v0", "laptop")

@@ -1,0 +1,1 @@
+"""From source algorithms to agents: collect learning histories, cut windows, distil."""

@@ -1,0 +1,123 @@
+"""Measuring the anchors of an environment: what doing nothing, acting at random, acting blind and being told are worth."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from icrl_agents.atomic import write_text_atomically
+from icrl_agents.envs import Anchors, env_definition, task_split
+from icrl_agents.errors import DatasetError
+from icrl_agents.training.collection import (
+    EVALUATION_EPISODES,
+    CollectionConfig,
+    collect,
+    evaluate_policies,
+    learner_seed,
+    make_rows,
+)
+from icrl_agents.training.sources.policies import SnapshotPolicies
+from icrl_agents.training.sources.ppo import TaskParallelPPO
+from icrl_agents.training.sources.rollouts import RolloutCollector
+
+ORACLE_FLOOR = {"icrl/ReacherGoal-v0": -6.5}
+"""Return below which a task's oracle has not been learned and is no anchor."""
+
+BLIND_ROWS_PER_TASK = 5
+BLIND_ITERATIONS = 100
+
+
+def measure_anchors(config: CollectionConfig, directory: str | Path, command: str, *, quiet: bool = False) -> Anchors:
+    """Measure all four anchors on the val and test tasks of a split.
+
+    Args:
+        config: of the oracle's learners, one a val or test task; its subset is ignored.
+        directory: where the oracle's learning histories go; an interrupted run resumes there.
+        command: what reproduces this, for the record.
+        quiet: no progress bars.
+
+    Returns:
+        Anchors, each the mean return of every task over 20 episodes.
+
+    Raises:
+        DatasetError: an oracle stayed below the floor: train it longer.
+    """
+    env_id, seed = config.env_id, config.seed
+    split = task_split(env_id, config.split)
+    tasks = [*split.val, *split.test]
+    space = make_rows(env_id, tasks[:1], 1).single_action_space
+    low, high = space.low, space.high  # type: ignore[attr-defined]
+    rng = np.random.default_rng(seed)
+    acting: dict[str, Any] = {
+        "zero": lambda obs: np.zeros((*obs.shape[:2], len(low))),
+        "random": lambda obs: rng.uniform(low, high, (*obs.shape[:2], len(low))),
+        "blind": train_blind(config, quiet=quiet),
+        "oracle": SnapshotPolicies(
+            collect(replace(config, subset="val+test"), directory, quiet=quiet).snapshot(), low, high
+        ).act,
+    }
+    returns = {name: evaluate_policies(act, env_id, tasks, seed).mean(1) for name, act in acting.items()}
+    floor = ORACLE_FLOOR[env_id]
+    if returns["oracle"].min() < floor:
+        raise DatasetError(f"an oracle reached only {returns['oracle'].min():.2f}, below {floor}: train it longer")
+    val = slice(0, len(split.val))
+    best = max(("zero", "random", "blind"), key=lambda name: float(returns[name][val].mean()))
+    returns["blind"] = returns[best]
+    subsets = {"val": val, "test": slice(len(split.val), None)}
+    return Anchors(
+        env_id=env_id,
+        split=split.name,
+        split_hash=split.content_hash,
+        command=command,
+        returns={
+            subset: {name: [round(float(r), 4) for r in values[rows]] for name, values in returns.items()}
+            for subset, rows in subsets.items()
+        },
+        details={
+            "episodes_per_task": EVALUATION_EPISODES,
+            "seed": seed,
+            "oracle": f"task-parallel PPO, one learner a task, {config.steps_per_task} steps each, mean action",
+            "blind_is": "a PPO policy trained over all train tasks" if best == "blind" else best,
+            "ppo": asdict(config.ppo),
+        },
+    )
+
+
+def train_blind(config: CollectionConfig, *, quiet: bool = False) -> Any:
+    """One PPO learner over all train tasks at once; its policy sees neither task nor reward.
+
+    Returns:
+        Observations ``[tasks, episodes, N_o]`` to actions ``[tasks, episodes, A]``.
+    """
+    definition = env_definition(config.env_id)
+    train = task_split(config.env_id, config.split).train
+    env = make_rows(config.env_id, train, BLIND_ROWS_PER_TASK)
+    space = env.single_action_space
+    learner = TaskParallelPPO(
+        config.ppo,
+        definition.observation_dim,
+        int(np.prod(space.shape or ())),
+        [learner_seed(config.seed, 0)],
+        env.num_envs,
+        BLIND_ITERATIONS,
+    )
+    observations, _ = env.reset(seed=config.seed)
+    collector = RolloutCollector(env, learner, observations)
+    for _ in track(range(BLIND_ITERATIONS), "blind policy", disable=quiet):
+        learner.update(collector.collect()[0])
+    policy = SnapshotPolicies(learner.snapshot(), space.low, space.high)  # type: ignore[attr-defined]
+
+    def act(observations: np.ndarray) -> np.ndarray:
+        together = torch.as_tensor(observations).flatten(0, 1).numpy()
+        return policy.act_as(0, together).reshape(*observations.shape[:2], -1)
+
+    return act
+
+
+def save_anchors(anchors: Anchors, path: Path) -> None:
+    """Write as the JSON that :func:`icrl_agents.envs.load_anchors` reads."""
+    write_text_atomically(path, json.dumps(asdict(anchors), indent=1) + "\n")

@@ -1,0 +1,271 @@
+"""Collecting learning histories: task-parallel learners at work, every step recorded, resumable at every shard."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import mujoco
+import numpy as np
+import torch
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from icrl_agents.envs import MetaVectorEnv, env_definition, task_split
+from icrl_agents.errors import ConfigError
+from icrl_agents.training.histories import HistoryDataset, HistoryWriter, Manifest
+from icrl_agents.training.sources.policies import SnapshotPolicies
+from icrl_agents.training.sources.ppo import PPOConfig, TaskParallelPPO
+from icrl_agents.training.sources.rollouts import Recording, RolloutCollector
+
+EVALUATION_EPISODES = 20
+"""Episodes per task behind every mean return of a source policy."""
+
+
+@dataclass(frozen=True)
+class CollectionConfig:
+    """What to collect.
+
+    Attributes:
+        env_id: Gymnasium id.
+        split: named task split.
+        subset: part of the split: train, val, test, or several joined by "+".
+        steps_per_task: environment steps each learner takes, over all its streams.
+        streams: environments each learner learns from; each gives one history.
+        shard_steps: steps of each history per shard; a kill costs at most this many.
+        snapshots: policies kept per learner, evenly spaced.
+        seed: of everything.
+        ppo: the source algorithm's hyper-parameters.
+    """
+
+    env_id: str
+    split: str = "paper"
+    subset: str = "train"
+    steps_per_task: int = 100_000
+    streams: int = 5
+    shard_steps: int = 1_000
+    snapshots: int = 40
+    seed: int = 0
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+
+    @property
+    def steps(self) -> int:
+        """Steps per history, a whole number of shards."""
+        return self.steps_per_task // self.streams // self.shard_steps * self.shard_steps
+
+
+def collect(
+    config: CollectionConfig,
+    directory: str | Path,
+    *,
+    on_shard: Callable[[int], None] | None = None,
+    quiet: bool = False,
+) -> HistoryDataset:
+    """Collect learning histories with task-parallel PPO, or go on with a collection that was interrupted.
+
+    Args:
+        config: what to collect.
+        directory: of the dataset.
+        on_shard: called with the committed steps per history after every shard.
+        quiet: no progress bar.
+
+    Returns:
+        The complete dataset.
+
+    Raises:
+        ConfigError: steps that do not divide.
+        DatasetError: the directory holds another collection, or another process writes there.
+    """
+    _check(config)
+    manifest = collection_manifest(config)
+    with HistoryWriter.create_or_resume(directory, manifest) as writer:
+        if not writer.complete:
+            _collect(config, manifest, writer, on_shard, quiet)
+    return HistoryDataset(directory)
+
+
+def _collect(
+    config: CollectionConfig,
+    manifest: Manifest,
+    writer: HistoryWriter,
+    on_shard: Callable[[int], None] | None,
+    quiet: bool,
+) -> None:
+    env = make_rows(config.env_id, manifest.tasks, config.streams)
+    learner = TaskParallelPPO(
+        config.ppo,
+        manifest.observation_dim,
+        manifest.action_dim,
+        [learner_seed(config.seed, task) for task in range(len(manifest.tasks))],
+        config.streams,
+        iterations=config.steps // config.ppo.n_steps,
+    )
+    collector = _begin_or_resume(writer, env, learner, config)
+    every = max(1, config.steps // config.ppo.n_steps // config.snapshots) * config.ppo.n_steps
+    steps = writer.steps
+    with _progress(quiet) as bar:
+        task = bar.add_task(
+            "collecting", total=config.steps * env.num_envs, completed=steps * env.num_envs, note=""
+        )
+        while steps < config.steps:
+            recordings: list[Recording] = []
+            for _ in range(config.shard_steps // config.ppo.n_steps):
+                rollout, recording = collector.collect()
+                learner.update(rollout)
+                recordings.append(recording)
+                steps += config.ppo.n_steps
+                if steps % every == 0 or steps == config.steps:
+                    writer.save_snapshot(steps, learner.snapshot())
+                per_episode = float(recording.arrays["rewards"].mean()) * manifest.episode_steps
+                bar.update(task, completed=steps * env.num_envs, note=f"return {per_episode:8.2f}")
+            writer.append(_joined(recordings), _state(env, learner, collector))
+            if not bar.console.is_terminal and not quiet:
+                print(f"{steps} of {config.steps} steps per history, return per episode {per_episode:.2f}", flush=True)
+            if on_shard is not None:
+                on_shard(steps)
+    bounds = env.single_action_space
+    policies = SnapshotPolicies(learner.snapshot(), bounds.low, bounds.high)  # type: ignore[attr-defined]
+    writer.finish(evaluate_policies(policies.act, config.env_id, list(manifest.tasks), config.seed).mean(1))
+
+
+def evaluate_policies(
+    act: Callable[[np.ndarray], np.ndarray],
+    env_id: str,
+    tasks: list[Any],
+    seed: int,
+    episodes: int = EVALUATION_EPISODES,
+) -> np.ndarray:
+    """Returns of policies without memory, one a task.
+
+    Args:
+        act: observations ``[tasks, episodes, N_o]`` to actions ``[tasks, episodes, A]``.
+        env_id: Gymnasium id.
+        tasks: K tasks.
+        seed: of the initial states.
+        episodes: of each task.
+
+    Returns:
+        ``[K, episodes]``, undiscounted.
+    """
+    env = make_rows(env_id, tasks, episodes)
+    observations, _ = env.reset(seed=seed + 1_000_000)  # apart from the seeds that learners train with
+    returns = np.zeros(env.num_envs)
+    running = np.ones(env.num_envs, bool)
+    while running.any():
+        actions = act(observations.reshape(len(tasks), episodes, -1)).reshape(env.num_envs, -1)
+        observations, rewards, terminated, truncated, _ = env.step(actions)
+        returns += rewards * running
+        running &= ~(terminated | truncated)
+    return returns.reshape(len(tasks), episodes)
+
+
+def make_rows(env_id: str, tasks: Any, rows_per_task: int) -> MetaVectorEnv:
+    """A native vector environment with ``rows_per_task`` adjacent rows of each task."""
+    rows = [task for task in tasks for _ in range(rows_per_task)]
+    env = gymnasium.make_vec(env_id, num_envs=len(rows), tasks=rows).unwrapped
+    assert isinstance(env, MetaVectorEnv)
+    return env
+
+
+def learner_seed(seed: int, learner: int) -> int:
+    """The seed of one learner: it depends on no other learner."""
+    return int(np.random.SeedSequence([seed, learner]).generate_state(1)[0])
+
+
+def _begin_or_resume(
+    writer: HistoryWriter, env: MetaVectorEnv, learner: TaskParallelPPO, config: CollectionConfig
+) -> RolloutCollector:
+    rows = [
+        int(np.random.SeedSequence([config.seed, k, s]).generate_state(1)[0])
+        for k in range(learner.learners)
+        for s in range(learner.streams)
+    ]
+    observations, _ = env.reset(seed=rows)
+    saved = writer.resume_state()
+    if saved is not None:
+        env.set_state({k.removeprefix("env."): v for k, v in saved.items() if k.startswith("env.")})
+        learner.load_state_dict(
+            {
+                k.removeprefix("ppo."): torch.from_numpy(v.copy())
+                for k, v in saved.items()
+                if k.startswith("ppo.")
+            }
+        )
+        observations = saved["observations"]
+    return RolloutCollector(env, learner, observations)
+
+
+def _state(env: MetaVectorEnv, learner: TaskParallelPPO, collector: RolloutCollector) -> dict[str, Any]:
+    return {
+        **{f"env.{name}": value for name, value in env.get_state().items()},
+        **{f"ppo.{name}": value for name, value in learner.state_dict().items()},
+        "observations": collector.observations,
+    }
+
+
+def _joined(recordings: list[Recording]) -> dict[str, np.ndarray]:
+    """Consecutive recordings as the arrays of one shard."""
+    names = recordings[0].arrays
+    arrays = {name: np.concatenate([r.arrays[name] for r in recordings], axis=1) for name in names}
+    per_history = zip(*(r.final_observations for r in recordings), strict=True)
+    return {**arrays, "final_observations": np.concatenate([end for ends in per_history for end in ends])}
+
+
+def _manifest(config: CollectionConfig) -> Manifest:
+    split = task_split(config.env_id, config.split)
+    definition = env_definition(config.env_id)
+    tasks = [task for part in config.subset.split("+") for task in split.subset(part)]
+    probe = make_rows(config.env_id, tasks[:1], 1)
+    return Manifest(
+        env_id=config.env_id,
+        mujoco_version=mujoco.__version__,
+        split=split.name,
+        split_hash=split.content_hash,
+        subset=config.subset,
+        tasks=tuple(tasks),
+        streams_per_task=config.streams,
+        episode_steps=definition.horizon,
+        observation_dim=definition.observation_dim,
+        action_dim=int(np.prod(probe.single_action_space.shape or ())),
+        source="task-parallel PPO",
+        hyperparameters={
+            **dataclasses.asdict(config.ppo),
+            "steps_per_task": config.steps_per_task,
+            "shard_steps": config.shard_steps,
+            "snapshots": config.snapshots,
+            "torch": torch.__version__,
+        },
+        seed=config.seed,
+    )
+
+
+def _check(config: CollectionConfig) -> None:
+    if config.shard_steps % config.ppo.n_steps:
+        raise ConfigError(
+            f"shard_steps {config.shard_steps} is no multiple of the roll-out's {config.ppo.n_steps} steps"
+        )
+    if config.steps < 1:
+        raise ConfigError(
+            f"steps_per_task {config.steps_per_task} over {config.streams} streams is less than one shard of "
+            f"{config.shard_steps} steps"
+        )
+
+
+def _progress(quiet: bool) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn())
+    bar.disable = quiet or not bar.console.is_terminal  # a log file gets lines instead
+    return bar

@@ -1,0 +1,424 @@
+"""Algorithm distillation: train a model on learning histories to act as the algorithm that made them would.
+
+    L(theta) = sum_n sum_t (a_t^n - f_theta(h_{t-1}^n, o_t^n))^2        (arXiv 2506.13892, equation 6)
+
+A run is a directory. Killed or interrupted, the same call continues it, and what it ends with is what it
+would have ended with: model, optimiser and sampler are saved at least every minute, and the noise of an
+update depends on nothing but the seed and the update. The directory becomes a checkpoint with the first
+validation, and from then on holds the best one so far.
+"""
+
+import importlib.metadata
+import math
+import platform
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import nn
+
+import icrl_agents.envs  # noqa: F401  registers the environments
+from icrl_agents.config import AgentConfig, Head, ModelConfig, Tokenization, to_dict
+from icrl_agents.errors import ConfigError, DatasetError
+from icrl_agents.hub import save_checkpoint
+from icrl_agents.model import InContextModel
+from icrl_agents.training.histories import HistoryDataset
+from icrl_agents.training.lock import DirectoryLock
+from icrl_agents.training.manifest import Manifest
+from icrl_agents.training.run_log import RunLog
+from icrl_agents.training.run_state import RunState, claim_run, load_run, save_run
+from icrl_agents.training.validation import (
+    Rollout,
+    Validator,
+    action_loss,
+    on_device,
+    rollout_on_unseen_tasks,
+)
+from icrl_agents.training.windows import FinalPolicy, KeptHistories, Target, WindowSampler, token_statistics
+
+SAVE_SECONDS = 45.0
+"""A run's state is saved when this much time has passed since the last time."""
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """Everything that decides what a training run ends with, beside its data.
+
+    Attributes:
+        name: of the agent, e.g. ``"reacher-goal-mamba"``.
+        env_id: Gymnasium id of the environment; the data must be of it.
+        backbone: registered name of the sequence model.
+        backbone_options: fields of that backbone's config.
+        tokenization: ``"transition"`` (the paper) or ``"element"`` (the original AD), see ``ModelConfig``.
+        head: ``"deterministic"`` trains by squared error, ``"gaussian"`` by likelihood.
+        head_hidden: width of the head's hidden layer; 0 makes the head linear.
+        mask_rewards: train the control agent that never sees a reward.
+        target: what to predict: the ``"sampled"`` action (the paper), the ``"source_mean"`` it was drawn
+            around, or the ``"final_policy"``'s action on the same observation.
+        keep_every: k, one in k episodes of a history is kept.
+        episodes: length of a training sequence, in episodes.
+        from_start: probability that a sequence begins where its history begins.
+        random_offset: keep other episodes, still one in k, each time a history is drawn.
+        input_noise: standard deviation of the Gaussian noise on normalised tokens.
+        updates: optimiser steps.
+        batch_size: sequences an update.
+        learning_rate: peak of AdamW's.
+        warmup: updates over which it rises linearly, before it falls to 0 along a cosine.
+        weight_decay: on matrices; not on norms, biases, A_log and D.
+        betas: AdamW's two.
+        clip_norm: largest norm of a gradient.
+        val_fraction: share of the data's tasks whose histories are held out for the validation loss.
+        val_episodes: episodes of each validation roll-out; 0 does without roll-outs.
+        validate_every: updates between validations; the last update is always validated.
+        seed: of the weights, the order of the data and the noise.
+    """
+
+    name: str
+    env_id: str
+    backbone: str = "mamba"
+    backbone_options: Mapping[str, Any] = field(default_factory=dict)
+    tokenization: Tokenization = "transition"
+    head: Head = "deterministic"
+    head_hidden: int = 128
+    mask_rewards: bool = False
+    target: Target = "sampled"
+    keep_every: int = 10
+    episodes: int = 40
+    from_start: float = 0.5
+    random_offset: bool = False
+    input_noise: float = 0.05
+    updates: int = 600
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    warmup: int = 50
+    weight_decay: float = 1e-4
+    betas: tuple[float, ...] = (0.9, 0.95)
+    clip_norm: float = 1.0
+    val_fraction: float = 0.05
+    val_episodes: int = 20
+    validate_every: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least_one = ("updates", "batch_size", "episodes", "keep_every", "validate_every")
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 <= self.val_fraction < 1:
+            raise ConfigError(f"val_fraction: expected at least 0 and less than 1, got {self.val_fraction}")
+        if len(self.betas) != 2:
+            raise ConfigError(f"betas: expected two numbers, got {self.betas}")
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a finished run leaves.
+
+    Attributes:
+        directory: the checkpoint.
+        best_update: the update it is of.
+        best_score: its validation score, see ``Validation.score``.
+        seconds: time spent, over all the processes that worked on the run.
+    """
+
+    directory: Path
+    best_update: int
+    best_score: float
+    seconds: float
+
+
+def train(
+    config: DistillationConfig,
+    dataset_dir: str | Path,
+    out_dir: str | Path,
+    final_policy: FinalPolicy | None = None,
+    *,
+    rollout: Rollout | None = None,
+    tensorboard: bool = True,
+    quiet: bool = False,
+    device: str = "auto",
+) -> TrainingResult:
+    """Distil an agent, or go on with a run that was killed or interrupted.
+
+    Args:
+        config: of the run.
+        dataset_dir: a complete dataset of learning histories.
+        out_dir: of the run; becomes a checkpoint.
+        final_policy: ``(task_index, observations [n, N_o]) -> actions [n, A]``, for that target.
+        rollout: validation roll-outs; None runs ``config.val_episodes`` episodes on the split's val tasks.
+        tensorboard: write TensorBoard files into ``out_dir``.
+        quiet: no progress bar.
+        device: ``"auto"`` is the GPU if there is one.
+
+    Raises:
+        ConfigError: ``out_dir`` holds another run, or training diverged.
+        DatasetError: the data is damaged or of another environment, or another process works on the run.
+        KeyboardInterrupt: after the state was saved.
+    """
+    dataset = HistoryDataset(dataset_dir)
+    manifest = dataset.manifest
+    if manifest.env_id != config.env_id:
+        raise DatasetError(f"{dataset_dir} is of {manifest.env_id}, the run of {config.env_id}")
+    if rollout is None and config.val_episodes:
+        rollout = rollout_on_unseen_tasks(manifest, config.val_episodes, config.seed)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    out_dir = Path(out_dir)
+    with DirectoryLock(out_dir), torch.random.fork_rng():
+        claim_run(out_dir, {"config": to_dict(config), "data": manifest.digest()})
+        run = _Run(config, dataset, out_dir, final_policy, rollout, torch.device(device))
+        with RunLog(out_dir, config.updates, run.state.update, tensorboard=tensorboard, quiet=quiet) as log:
+            return run.finish(log)
+
+
+class _Run:
+    """One training run: all that :func:`train` builds from its arguments, and how far it has come."""
+
+    def __init__(
+        self,
+        config: DistillationConfig,
+        dataset: HistoryDataset,
+        directory: Path,
+        final_policy: FinalPolicy | None,
+        rollout: Rollout | None,
+        device: torch.device,
+    ) -> None:
+        self._config, self._manifest, self._directory, self._device = (
+            config,
+            dataset.manifest,
+            directory,
+            device,
+        )
+        self._agent_config = agent_config(config, dataset.manifest)
+        kept, held_out = _split(config, dataset, self._agent_config, final_policy)
+        length = config.episodes * dataset.manifest.episode_steps
+        self._sampler = WindowSampler(
+            kept,
+            config.batch_size,
+            length,
+            from_start=config.from_start,
+            random_offset=config.random_offset,
+            seed=_seed(config.seed, "windows"),
+        )
+        self._validate = Validator(
+            held_out,
+            length,
+            config.batch_size,
+            rollout if config.val_episodes else None,
+            self._agent_config,
+            device,
+        )
+        torch.manual_seed(_seed(config.seed, "weights"))
+        self._model = InContextModel(self._agent_config.model)
+        mean, std = token_statistics([kept.load(i).tokens for i in range(len(kept))], kept.layout)
+        self._model.token_mean.copy_(torch.from_numpy(mean))
+        self._model.token_std.copy_(torch.from_numpy(std))
+        self._model.to(device)
+        self._optimizer = make_optimizer(self._model, config)
+        self.state = RunState(update=0, sampler=self._sampler.state())
+        saved = load_run(directory, self._model, self._optimizer)
+        if saved is not None:
+            self.state = saved
+            self._sampler.restore(saved.sampler)
+
+    def finish(self, log: RunLog) -> TrainingResult:
+        """Do the updates that are left."""
+        began = saved_at = time.monotonic()
+        before = self.state.seconds
+        with _interrupts() as interrupted:
+            while self.state.update < self._config.updates:
+                update = self.state.update + 1
+                log.update(update, self._update(update))
+                self.state = replace(self.state, update=update, seconds=before + time.monotonic() - began)
+                last = update == self._config.updates
+                if last or update % self._config.validate_every == 0:
+                    self._select(log)
+                if last or interrupted or time.monotonic() - saved_at > SAVE_SECONDS:
+                    self._save()
+                    saved_at = time.monotonic()
+                if interrupted and not last:
+                    text = f"saved after update {update} of {self._config.updates}; the same command goes on"
+                    log.say(text)
+                    raise KeyboardInterrupt(text)
+        assert self.state.best_score is not None
+        return TrainingResult(
+            self._directory, self.state.best_update, self.state.best_score, self.state.seconds
+        )
+
+    def _update(self, update: int) -> dict[str, float]:
+        """One optimiser step; its numbers."""
+        began = time.perf_counter()
+        config = self._config
+        tokens, targets, mask = on_device(self._sampler.sample(), self._device)
+        rate = learning_rate(config, update)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(_seed(config.seed, "noise", update))
+        self._model.train()
+        prediction, _ = self._model(tokens, input_noise=config.input_noise)
+        loss = action_loss(prediction, targets, mask)
+        self._optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self._model.parameters(), config.clip_norm)
+        metrics = {"loss": loss.item(), "gradient_norm": norm.item(), "learning_rate": rate}
+        if not all(map(math.isfinite, metrics.values())):
+            raise ConfigError(
+                f"training diverged at update {update}: {metrics}. Try a smaller learning_rate than "
+                f"{config.learning_rate} or more warmup than {config.warmup}, in another directory"
+            )
+        self._optimizer.step()
+        return {**metrics, "tokens_per_second": int(mask.sum()) / (time.perf_counter() - began)}
+
+    def _select(self, log: RunLog) -> None:
+        """Validate, and keep the checkpoint if none before was better."""
+        found = self._validate(self._model)
+        metrics: dict[str, Any] = {"val_score": found.score}
+        if found.loss is not None:
+            metrics["val_loss"] = found.loss
+        if found.returns is not None:
+            metrics["val_returns"] = found.returns
+        log.record(self.state.update, metrics)
+        shown = {name: value for name, value in metrics.items() if isinstance(value, float)}
+        log.say(
+            f"update {self.state.update}: "
+            + ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        )
+        if self.state.best_score is None or found.score >= self.state.best_score:
+            self.state = replace(self.state, best_update=self.state.update, best_score=found.score)
+            self._save_checkpoint()
+
+    def _save_checkpoint(self) -> None:
+        training = {
+            "recipe": "algorithm distillation",
+            "config": to_dict(self._config),
+            "data": self._manifest.identity() | {"steps": self._manifest.progress.steps},
+            "data_digest": self._manifest.digest(),
+            "update": self.state.best_update,
+            "val_score": self.state.best_score,
+            "seconds": round(self.state.seconds, 1),
+            "parameters": sum(p.numel() for p in self._model.parameters()),
+            "device": str(self._device),
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+        }
+        save_checkpoint(self._directory, self._model, self._agent_config, training=training)
+
+    def _save(self) -> None:
+        self.state = replace(self.state, sampler=self._sampler.state())
+        save_run(self._directory, self.state, self._model, self._optimizer)
+
+
+def agent_config(config: DistillationConfig, manifest: Manifest) -> AgentConfig:
+    """What the checkpoints of a run say about themselves."""
+    env = gymnasium.make(config.env_id, **manifest.env_options)
+    space = env.action_space
+    env.close()
+    if not isinstance(space, gymnasium.spaces.Box) or space.shape != (manifest.action_dim,):
+        raise DatasetError(
+            f"the data has actions of {manifest.action_dim} entries, {config.env_id} has {space}"
+        )
+    model = ModelConfig(
+        observation_dim=manifest.observation_dim,
+        action_dim=manifest.action_dim,
+        backbone=config.backbone,
+        backbone_options=config.backbone_options,
+        tokenization=config.tokenization,
+        head=config.head,
+        head_hidden=config.head_hidden,
+        mask_rewards=config.mask_rewards,
+    )
+    return AgentConfig(
+        name=config.name,
+        env_id=config.env_id,
+        env_options=manifest.env_options,
+        action_low=tuple(space.low.tolist()),
+        action_high=tuple(space.high.tolist()),
+        episode_steps=manifest.episode_steps,
+        training_episodes=config.episodes,
+        split=manifest.split,
+        split_hash=manifest.split_hash,
+        mujoco_version=manifest.mujoco_version,
+        model=model,
+    )
+
+
+def _split(
+    config: DistillationConfig, dataset: HistoryDataset, agent: AgentConfig, final_policy: FinalPolicy | None
+) -> tuple[KeptHistories, KeptHistories]:
+    """The histories to train on, and those of some tasks held out. At least one task is trained on."""
+    tasks = len(dataset.manifest.tasks)
+    count = min(math.ceil(config.val_fraction * tasks), tasks - 1)
+    held_out = set(np.random.default_rng(_seed(config.seed, "held out")).permutation(tasks)[:count].tolist())
+    parts: tuple[list[int], list[int]] = ([], [])
+    for h in range(len(dataset)):
+        parts[dataset.task_index(h) in held_out].append(h)
+    low, high = np.asarray(agent.action_low), np.asarray(agent.action_high)
+    train_part, val_part = (
+        KeptHistories(dataset, part, config.keep_every, config.target, low, high, final_policy)
+        for part in parts
+    )
+    return train_part, val_part
+
+
+def make_optimizer(model: nn.Module, config: DistillationConfig) -> torch.optim.AdamW:
+    """AdamW that decays matrices only: no norm, bias, A_log or D."""
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        matrix = parameter.ndim > 1 and name.rpartition(".")[2] != "A_log"
+        (decayed if matrix else free).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.betas[0], config.betas[1]))
+
+
+def learning_rate(config: DistillationConfig, update: int) -> float:
+    """The learning rate of an update, from 1: a linear rise over ``warmup`` updates, then a cosine to 0."""
+    if update <= config.warmup:
+        return config.learning_rate * update / config.warmup
+    part = (update - config.warmup) / max(1, config.updates - config.warmup + 1)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * part))
+
+
+def versions() -> dict[str, str]:
+    """Of what a result may depend on."""
+    packages = ("icrl-agents", "gymnasium", "mujoco", "numba", "numpy", "torch")
+    found = {package: importlib.metadata.version(package) for package in packages}
+    return {"python": platform.python_version(), **found}
+
+
+def _seed(seed: int, *purpose: str | int) -> int:
+    """An independent seed for each purpose."""
+    words = [seed, *(int.from_bytes(str(part).encode(), "little") for part in purpose)]
+    return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collects Ctrl-C, so that an update is never cut in half; a second one is not held back."""
+    caught: list[int] = []
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    try:
+        previous = signal.signal(signal.SIGINT, on_interrupt)
+    except ValueError:  # only the main thread may; elsewhere there is no Ctrl-C to catch
+        yield caught
+        return
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGINT, previous)

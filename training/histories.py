@@ -1,0 +1,509 @@
+"""The store of learning histories: what a source algorithm saw and did while it learned, task by task.
+
+One history is one task x one environment stream. A dataset is a directory::
+
+    manifest.json                 what it is, and which of the files below count
+    shards/00000.safetensors      an interval of steps of all histories
+    state-00000.safetensors       where the collector stood after that interval; only the newest is kept
+    snapshots/000001250.safetensors   the source policies at that step, fp16
+
+The manifest is the commit point. A shard and its state are written whole, then the manifest that names
+them replaces the old one; files that it does not name are leftovers of a kill, ignored by readers and
+deleted by the next collector. So a kill at any moment costs the interval that was under way, no more.
+
+A shard holds ``[H, T, ...]`` arrays (H histories, T steps of each): ``observations, actions`` (as executed),
+``mean_actions`` (before exploration noise), ``rewards`` float32, ``terminated, truncated`` bool. The
+observations in which its episodes ended, as many as there are, stand in one flat ``final_observations``
+``[n, N_o]``, history after history; ``episode_counts`` ``[H]`` says how many belong to each.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
+
+from icrl_agents.atomic import write_atomically
+from icrl_agents.errors import DatasetError
+from icrl_agents.training.lock import DirectoryLock
+from icrl_agents.training.manifest import (
+    Manifest,
+    Progress,
+    Shard,
+    Snapshot,
+    check_sizes,
+    difference,
+    load_manifest,
+    save_manifest,
+)
+
+__all__ = ["History", "HistoryDataset", "HistoryWriter", "Manifest", "Progress"]
+
+_PER_STEP = ("observations", "actions", "mean_actions", "rewards", "terminated", "truncated")
+_FLAGS = ("terminated", "truncated")
+
+
+@dataclass(frozen=True)
+class History:
+    """Whole episodes of one history; T steps in E episodes.
+
+    Attributes:
+        observations: ``[T, N_o]``; ``observations[t]`` is what ``actions[t]`` answered.
+        actions: ``[T, N_a]`` as executed.
+        mean_actions: ``[T, N_a]`` of the source, before its exploration noise.
+        rewards: ``[T]``.
+        terminated: ``[T]`` bool.
+        truncated: ``[T]`` bool.
+        final_observations: ``[E, N_o]``, the observation after each episode's last step.
+        episode_ends: ``[E]``, the index after each episode's last step; the last is T.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    mean_actions: np.ndarray
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    final_observations: np.ndarray
+    episode_ends: np.ndarray
+
+    @property
+    def episode_starts(self) -> np.ndarray:
+        """``[E]``, the index of each episode's first step."""
+        return np.concatenate([[0], self.episode_ends[:-1]]).astype(np.int64)[: len(self.episode_ends)]
+
+    @property
+    def returns(self) -> np.ndarray:
+        """``[E]``, sum of rewards of each episode."""
+        sums = np.concatenate([[0.0], np.cumsum(self.rewards, dtype=np.float64)])
+        return sums[self.episode_ends] - sums[self.episode_starts]
+
+
+class HistoryWriter:
+    """Writes a dataset, interval by interval. Use :meth:`create_or_resume`; close it or use it in ``with``.
+
+    Args:
+        directory: of the dataset; its manifest exists.
+        manifest: the one on disk.
+        lock: on the directory.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest, lock: DirectoryLock) -> None:
+        self._directory = directory
+        self._manifest = manifest
+        self._lock = lock
+        self._pending: list[Snapshot] = []  # taken at steps that are not committed yet
+
+    @classmethod
+    def create_or_resume(cls, directory: str | Path, manifest: Manifest) -> Self:
+        """Begin a dataset, or go on with one that was interrupted.
+
+        Args:
+            directory: made if it does not exist.
+            manifest: what to collect; its progress is not looked at.
+
+        Raises:
+            DatasetError: the directory holds another collection, is damaged, or another process writes in it.
+        """
+        directory = Path(directory)
+        lock = DirectoryLock(directory)
+        try:
+            writer = cls(directory, _begin(directory, manifest), lock)
+            writer._delete_leftovers()
+        except BaseException:
+            lock.release()
+            raise
+        return writer
+
+    @property
+    def manifest(self) -> Manifest:
+        """As last committed."""
+        return self._manifest
+
+    @property
+    def steps(self) -> int:
+        """Committed steps per history."""
+        return self._manifest.progress.steps
+
+    @property
+    def complete(self) -> bool:
+        """Whether :meth:`finish` was called, now or by an earlier process."""
+        return self._manifest.progress.complete
+
+    def append(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
+        """Commit the next T steps of every history, and where the collector stands after them.
+
+        Args:
+            arrays: ``observations`` ``[H, T, N_o]``, ``actions`` and ``mean_actions`` ``[H, T, N_a]``,
+                ``rewards``, ``terminated`` and ``truncated`` ``[H, T]``, and ``final_observations``:
+                ``[H, E, N_o]`` if every history ended E episodes, else flat ``[n, N_o]``, history after
+                history.
+            state: named arrays or tensors from which the collector can go on.
+
+        Raises:
+            DatasetError: arrays missing, of the wrong shape or not finite; or the collection is complete.
+        """
+        if self.complete:
+            raise DatasetError(f"{self._directory} is complete; nothing can be appended")
+        shard_arrays = _checked(arrays, self._manifest)
+        steps = shard_arrays["rewards"].shape[1]
+        number = len(self._manifest.progress.shards)
+        stored = self._write(f"shards/{number:05d}.safetensors", shard_arrays)
+        state_file = self._write(f"state-{number:05d}.safetensors", _as_arrays(state))["file"]
+        progress = self._manifest.progress
+        done = progress.steps + steps
+        taken = [s for s in self._pending if s.step <= done]
+        self._pending = [s for s in self._pending if s.step > done]
+        self._commit(
+            steps=done,
+            shards=(*progress.shards, Shard(**stored, steps=steps)),
+            snapshots=(*progress.snapshots, *taken),
+            state=state_file,
+        )
+        if progress.state is not None:
+            (self._directory / progress.state).unlink()
+
+    def resume_state(self) -> dict[str, np.ndarray] | None:
+        """The state saved with the last committed shard; None at the start and once complete."""
+        state = self._manifest.progress.state
+        return None if state is None else _load(self._directory / state)
+
+    def save_snapshot(self, step: int, tensors: Mapping[str, Any]) -> None:
+        """Keep the source policies as they are after ``step`` steps per history.
+
+        Taken before the :meth:`append` that commits that step, a snapshot is committed with it, and no kill
+        can come between. A step that already has a snapshot is left as it is.
+
+        Args:
+            step: steps per history so far.
+            tensors: named arrays or tensors, first axis the task; floats are kept as fp16 where they fit.
+        """
+        known = [s.step for s in (*self._manifest.progress.snapshots, *self._pending)]
+        if step in known:
+            return
+        if known and step < max(known):
+            raise DatasetError(f"snapshot of step {step} comes after the one of step {max(known)}")
+        arrays = {name: _as_half(array) for name, array in _as_arrays(tensors).items()}
+        tasks = len(self._manifest.tasks)
+        for name, array in arrays.items():
+            if array.shape[:1] != (tasks,):
+                raise DatasetError(
+                    f"snapshot {name}: expected a first axis of {tasks} tasks, got {array.shape}"
+                )
+        snapshot = Snapshot(**self._write(f"snapshots/{step:09d}.safetensors", arrays), step=step)
+        if step <= self.steps:
+            self._commit(snapshots=(*self._manifest.progress.snapshots, snapshot))
+        else:
+            self._pending.append(snapshot)
+
+    def finish(self, final_returns: Sequence[float] | np.ndarray) -> None:
+        """Mark the dataset complete; the collector's state is no longer needed and deleted.
+
+        Args:
+            final_returns: mean return of the finished source policy, per task.
+        """
+        returns = tuple(float(value) for value in final_returns)
+        if len(returns) != len(self._manifest.tasks) or not np.isfinite(returns).all():
+            raise DatasetError(
+                f"final_returns: expected {len(self._manifest.tasks)} finite numbers, got {returns}"
+            )
+        state = self._manifest.progress.state
+        pending, self._pending = self._pending, []
+        snapshots = (*self._manifest.progress.snapshots, *pending)
+        self._commit(complete=True, final_returns=returns, snapshots=snapshots, state=None)
+        if state is not None:
+            (self._directory / state).unlink()
+
+    def close(self) -> None:
+        """Let other processes write here. Safe to call twice."""
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _write(self, file: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Write arrays; the fields of the :class:`StoredFile` they became."""
+        path = self._directory / file
+        write_atomically(path, lambda temporary: save_file(arrays, temporary))
+        return {"file": file, "size": path.stat().st_size, "sha256": _sha256(path)}
+
+    def _commit(self, **changes: Any) -> None:
+        progress = dataclasses.replace(self._manifest.progress, **changes)
+        manifest = dataclasses.replace(self._manifest, progress=progress)
+        save_manifest(self._directory, manifest)
+        self._manifest = manifest
+
+    def _delete_leftovers(self) -> None:
+        """Delete what a kill left: files of ours that the manifest does not name."""
+        progress = self._manifest.progress
+        named = {entry.file for entry in progress.files} | {progress.state}
+        for pattern in ("shards/*.safetensors", "snapshots/*.safetensors", "state-*.safetensors"):
+            for path in self._directory.glob(pattern):
+                if path.relative_to(self._directory).as_posix() not in named:
+                    path.unlink()
+
+
+class HistoryDataset:
+    """Reads a dataset through the page cache: only what is asked for is loaded.
+
+    Args:
+        directory: of the dataset.
+        require_complete: refuse a collection that has not finished.
+
+    Raises:
+        DatasetError: missing, damaged, truncated, of another format, or not complete.
+    """
+
+    def __init__(self, directory: str | Path, *, require_complete: bool = True) -> None:
+        self._directory = Path(directory)
+        self.manifest = load_manifest(self._directory)
+        progress = self.manifest.progress
+        if require_complete and not progress.complete:
+            raise DatasetError(
+                f"{directory} is not complete ({progress.steps} steps per history): "
+                "the collect command that made it continues it"
+            )
+        check_sizes(self._directory, self.manifest)
+
+    def __len__(self) -> int:
+        return self.manifest.histories
+
+    def task_index(self, history: int) -> int:
+        """The position of a history's task in ``manifest.tasks``."""
+        return self._index(history) // self.manifest.streams_per_task
+
+    def task(self, history: int) -> Mapping[str, Any]:
+        """The task of a history."""
+        return self.manifest.tasks[self.task_index(history)]
+
+    def episode_ends(self, history: int) -> np.ndarray:
+        """``[E]``, the index after the last step of each whole episode of a history."""
+        h = self._index(history)
+        done = [shard["terminated"][h] | shard["truncated"][h] for shard in self._shards]
+        return np.flatnonzero(np.concatenate([*done, np.zeros(0, bool)])) + 1
+
+    def history(self, history: int, episodes: slice | Sequence[int] | None = None) -> History:
+        """Load whole episodes of one history. Steps after the last whole episode are never part of it.
+
+        Args:
+            history: which, from 0.
+            episodes: a slice, or episode indices in the order wanted; None is all.
+
+        Raises:
+            DatasetError: no such history or episode.
+        """
+        h = self._index(history)
+        ends = self.episode_ends(h)
+        starts = np.concatenate([[0], ends])[: len(ends)]
+        chosen = _chosen(slice(None) if episodes is None else episodes, len(ends))
+        ranges = _merge(starts[chosen], ends[chosen])
+        arrays = {name: self._read(name, h, ranges) for name in _PER_STEP}
+        none = np.zeros((0, self.manifest.observation_dim), np.float32)
+        final = np.concatenate([none, *(shard.final_observations(h) for shard in self._shards)])
+        return History(
+            **arrays, final_observations=final[chosen], episode_ends=np.cumsum(ends[chosen] - starts[chosen])
+        )
+
+    @property
+    def snapshot_steps(self) -> tuple[int, ...]:
+        """Steps per history at which policy snapshots were taken, rising."""
+        return tuple(snapshot.step for snapshot in self.manifest.progress.snapshots)
+
+    def snapshot(self, index: int = -1) -> dict[str, np.ndarray]:
+        """The source policies at one moment, floats as float32, the first axis the task.
+
+        Args:
+            index: into :attr:`snapshot_steps`; -1 is the last.
+        """
+        snapshots = self.manifest.progress.snapshots
+        if not -len(snapshots) <= index < len(snapshots):
+            raise DatasetError(
+                f"{self._directory} has {len(snapshots)} policy snapshots; there is no [{index}]"
+            )
+        arrays = _load(self._directory / snapshots[index].file)
+        return {name: a.astype(np.float32) if a.dtype.kind == "f" else a for name, a in arrays.items()}
+
+    def verify(self) -> None:
+        """Read everything and compare with the checksums.
+
+        Raises:
+            DatasetError: naming the first file whose content is not what was written.
+        """
+        for entry in self.manifest.progress.files:
+            if _sha256(self._directory / entry.file) != entry.sha256:
+                raise DatasetError(
+                    f"{self._directory / entry.file} is damaged: its sha256 is not the manifest's"
+                )
+
+    @cached_property
+    def _shards(self) -> list["_OpenShard"]:
+        return [
+            _OpenShard(self._directory / s.file, s.steps, self.manifest)
+            for s in self.manifest.progress.shards
+        ]
+
+    def _index(self, history: int) -> int:
+        if not 0 <= history < len(self):
+            raise DatasetError(f"there are {len(self)} histories; there is no history {history}")
+        return history
+
+    def _read(self, name: str, h: int, ranges: list[tuple[int, int]]) -> np.ndarray:
+        """Steps ``[start, stop)`` of each range of one history, one after the other."""
+        parts: list[np.ndarray] = []
+        for start, stop in ranges:
+            offset = 0
+            for shard in self._shards:
+                first, last = max(start - offset, 0), min(stop - offset, shard.steps)
+                if first < last:
+                    parts.append(shard[name][h, first:last])
+                offset += shard.steps
+        if parts:
+            return np.concatenate(parts)
+        return np.zeros((0, *_step_shape(name, self.manifest)), bool if name in _FLAGS else np.float32)
+
+
+class _OpenShard:
+    """A shard as its file is mapped into memory: ``shard[name]`` can be sliced without loading the rest."""
+
+    def __init__(self, path: Path, steps: int, manifest: Manifest) -> None:
+        self.steps = steps
+        self._observation_dim = manifest.observation_dim
+        try:
+            self._file = safe_open(path, framework="np")
+            for name in _PER_STEP:
+                shape = tuple(self._file.get_slice(name).get_shape())
+                expected = (manifest.histories, steps, *_step_shape(name, manifest))
+                if shape != expected:
+                    raise DatasetError(f"{path}: expected {name} of shape {expected}, got {shape}")
+            counts = self._file.get_tensor("episode_counts")
+        except (SafetensorError, OSError) as error:
+            raise DatasetError(f"{path} is damaged: {error}") from None
+        self._bounds = np.concatenate([[0], np.cumsum(counts)])
+        self._slices = {name: self._file.get_slice(name) for name in (*_PER_STEP, "final_observations")}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._slices[name]
+
+    def final_observations(self, h: int) -> np.ndarray:
+        """``[n, N_o]`` of the episodes of history ``h`` that end in this shard."""
+        first, last = int(self._bounds[h]), int(self._bounds[h + 1])
+        if first == last:  # which safetensors refuses to slice
+            return np.zeros((0, self._observation_dim), np.float32)
+        return self._slices["final_observations"][first:last]
+
+
+def _begin(directory: Path, manifest: Manifest) -> Manifest:
+    """The manifest to go on from: the one on disk if it is of the same collection, else a new one."""
+    if not (directory / "manifest.json").exists():
+        if any((directory / "shards").glob("*.safetensors")):
+            raise DatasetError(f"{directory} holds shards but no manifest.json; choose another directory")
+        fresh = dataclasses.replace(manifest, progress=Progress())
+        save_manifest(directory, fresh)
+        return fresh
+    existing = load_manifest(directory)
+    differing = difference(existing.identity(), manifest.identity())
+    if differing:
+        raise DatasetError(f"{directory} holds another collection, which differs in: {'; '.join(differing)}")
+    check_sizes(directory, existing)
+    return existing
+
+
+def _step_shape(name: str, manifest: Manifest) -> tuple[int, ...]:
+    """Shape of one step's entry of an array."""
+    if name == "observations":
+        return (manifest.observation_dim,)
+    return (manifest.action_dim,) if name in ("actions", "mean_actions") else ()
+
+
+def _checked(arrays: Mapping[str, np.ndarray], manifest: Manifest) -> dict[str, np.ndarray]:
+    """The arrays of one shard as stored, from those given to :meth:`HistoryWriter.append`."""
+    expected_names = {*_PER_STEP, "final_observations"}
+    if set(arrays) != expected_names:
+        raise DatasetError(f"expected the arrays {sorted(expected_names)}, got {sorted(arrays)}")
+    rewards = np.asarray(arrays["rewards"])
+    steps = rewards.shape[1] if rewards.ndim == 2 else 0
+    if not steps:
+        raise DatasetError(f"rewards: expected [H, T] with T > 0, got {rewards.shape}")
+    out: dict[str, np.ndarray] = {}
+    for name in _PER_STEP:
+        out[name] = np.asarray(arrays[name], bool if name in _FLAGS else np.float32, order="C")
+        expected = (manifest.histories, steps, *_step_shape(name, manifest))
+        if out[name].shape != expected:
+            raise DatasetError(f"{name}: expected shape {expected}, got {out[name].shape}")
+    counts = (out["terminated"] | out["truncated"]).sum(1, dtype=np.int64)  # [H]
+    final = np.asarray(arrays["final_observations"], np.float32, order="C")
+    if final.ndim == 3 and final.shape[0] == manifest.histories and (counts == final.shape[1]).all():
+        final = final.reshape(-1, final.shape[2])
+    if final.shape != (counts.sum(), manifest.observation_dim):
+        raise DatasetError(
+            f"final_observations: expected {counts.sum()} of {manifest.observation_dim} entries, one for "
+            f"each episode that terminated or truncated says has ended, got shape {final.shape}"
+        )
+    out |= {"final_observations": final, "episode_counts": counts}
+    for name, array in out.items():
+        if not np.isfinite(array).all():
+            raise DatasetError(f"{name} holds values that are not finite")
+    return out
+
+
+def _as_arrays(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Arrays or torch tensors as contiguous arrays."""
+    out = {}
+    for name, value in values.items():
+        plain = value.detach().cpu().numpy() if hasattr(value, "detach") else value
+        out[name] = np.asarray(plain, order="C")
+    return out
+
+
+def _as_half(array: np.ndarray) -> np.ndarray:
+    """Floats as fp16, unless some entry is too large for it."""
+    if array.dtype.kind != "f":
+        return array
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    return half if np.array_equal(np.isfinite(half), np.isfinite(array)) else array.astype(np.float32)
+
+
+def _chosen(episodes: slice | Sequence[int], count: int) -> np.ndarray:
+    """Indices of the episodes asked for, out of ``count``."""
+    if isinstance(episodes, slice):
+        return np.arange(count)[episodes]
+    index = np.asarray(episodes, np.int64)
+    if ((index < 0) | (index >= count)).any():
+        raise DatasetError(f"the history has {count} whole episodes; asked for {index.tolist()}")
+    return index
+
+
+def _merge(starts: np.ndarray, ends: np.ndarray) -> list[tuple[int, int]]:
+    """Ranges ``[start, end)``, neighbours that touch joined."""
+    ranges: list[tuple[int, int]] = []
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        if ranges and ranges[-1][1] == start:
+            ranges[-1] = (ranges[-1][0], end)
+        else:
+            ranges.append((start, end))
+    return ranges
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise DatasetError(f"{path} is damaged: {error}") from None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

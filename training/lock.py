@@ -1,0 +1,54 @@
+"""Directories that one process at a time writes in."""
+
+import fcntl
+import os
+import re
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from icrl_agents.errors import DatasetError
+
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}")  # the temporary names of icrl_agents.atomic
+
+
+class DirectoryLock:
+    """The right to write in a directory; release it or use it in ``with``.
+
+    The operating system drops it when the process ends, however it ends: a lock is never left behind. Files
+    that a killed process had not finished writing are deleted.
+
+    Args:
+        directory: made if it does not exist; a file ``.lock`` is made in it.
+
+    Raises:
+        DatasetError: another process writes there.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._handle: int | None = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.release()
+            raise DatasetError(
+                f"{directory} is in use by another process; wait for it or choose another directory"
+            ) from None
+        for path in directory.rglob(".*"):
+            if _PARTIAL.fullmatch(path.name):
+                path.unlink()
+
+    def release(self) -> None:
+        """Let others write. Safe to call twice."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()

@@ -1,0 +1,199 @@
+"""What a dataset of learning histories says about itself: ``manifest.json`` as frozen dataclasses.
+
+The manifest is also what is committed: only files that it names are part of the dataset.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from icrl_agents.atomic import write_text_atomically
+from icrl_agents.config import from_dict, to_dict
+from icrl_agents.errors import ConfigError, DatasetError
+
+FORMAT_VERSION = 1
+"""Version of the dataset format; a dataset with another one is refused."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A committed file.
+
+    Attributes:
+        file: path inside the dataset.
+        size: bytes.
+        sha256: of the content.
+    """
+
+    file: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Shard(StoredFile):
+    """An interval of all histories.
+
+    Attributes:
+        steps: steps of each history in it.
+    """
+
+    steps: int
+
+
+@dataclass(frozen=True)
+class Snapshot(StoredFile):
+    """The source policies of all tasks at one moment.
+
+    Attributes:
+        step: steps per history taken before it.
+    """
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a collection has come: the part of a manifest that changes.
+
+    Attributes:
+        steps: committed steps per history.
+        complete: the collector has finished.
+        final_returns: mean return of the finished source policy, per task; empty until complete.
+        shards: in time order.
+        snapshots: in time order.
+        state: file of the collector's state after the last shard; None at the start and once complete.
+    """
+
+    steps: int = 0
+    complete: bool = False
+    final_returns: tuple[float, ...] = ()
+    shards: tuple[Shard, ...] = ()
+    snapshots: tuple[Snapshot, ...] = ()
+    state: str | None = None
+
+    @property
+    def files(self) -> tuple[StoredFile, ...]:
+        """All that a complete dataset consists of, beside its manifest."""
+        return (*self.shards, *self.snapshots)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a dataset is. History ``h`` is stream ``h % streams_per_task`` of task ``h // streams_per_task``.
+
+    Attributes:
+        env_id: Gymnasium id of the environment.
+        env_options: keyword arguments for ``gymnasium.make``.
+        mujoco_version: version of the physics.
+        split: named task split.
+        split_hash: content hash of that split.
+        subset: part of the split the tasks are, e.g. ``"train"``.
+        tasks: the tasks, JSON-able mappings.
+        streams_per_task: environments that the source of one task learned from.
+        episode_steps: horizon of one episode.
+        observation_dim: N_o, entries of an observation.
+        action_dim: N_a, entries of an action.
+        source: name of the source algorithm.
+        hyperparameters: all of its hyper-parameters, JSON-able.
+        seed: of the collection.
+        format_version: version of this format.
+        progress: how far it has come.
+    """
+
+    env_id: str
+    mujoco_version: str
+    split: str
+    split_hash: str
+    subset: str
+    tasks: tuple[Mapping[str, Any], ...]
+    streams_per_task: int
+    episode_steps: int
+    observation_dim: int
+    action_dim: int
+    source: str
+    hyperparameters: Mapping[str, Any]
+    seed: int
+    env_options: Mapping[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+    progress: Progress = Progress()
+
+    @property
+    def histories(self) -> int:
+        """H, the number of histories."""
+        return len(self.tasks) * self.streams_per_task
+
+    def identity(self) -> dict[str, Any]:
+        """All but the progress, as plain JSON data: collections with equal identities are the same one."""
+        data = to_dict(self)
+        del data["progress"]
+        return json.loads(json.dumps(data))
+
+    def digest(self) -> str:
+        """Hash of the identity and of every file's content, to name the data in what is trained from it."""
+        content = [self.identity(), [stored.sha256 for stored in self.progress.files]]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def difference(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The entries in which two mappings of JSON data differ, readable: ``"a.seed (there 1, here 2)"``."""
+    found = []
+    for key in sorted({*there, *here}):
+        sides = [side.get(key) for side in (there, here)]
+        if sides[0] == sides[1] and (key in there) == (key in here):
+            continue
+        if all(isinstance(side, Mapping) for side in sides):
+            found += difference(there[key], here[key], f"{prefix}{key}.")
+            continue
+        texts = [repr(side[key]) if key in side else "nothing" for side in (there, here)]
+        shown = [text if len(text) <= 60 else text[:57] + "..." for text in texts]
+        found.append(f"{prefix}{key} (there {shown[0]}, here {shown[1]})")
+    return found
+
+
+def save_manifest(directory: Path, manifest: Manifest) -> None:
+    write_text_atomically(directory / "manifest.json", json.dumps(to_dict(manifest), indent=1) + "\n")
+
+
+def load_manifest(directory: Path) -> Manifest:
+    path = directory / "manifest.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise DatasetError(
+            f"{directory} is no dataset of learning histories: it has no manifest.json"
+        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DatasetError(f"{path} is damaged: {error}") from None
+    if isinstance(data, dict) and data.get("format_version") != FORMAT_VERSION:
+        raise DatasetError(
+            f"{path} has format_version {data.get('format_version')!r}; this version reads {FORMAT_VERSION}"
+        )
+    try:
+        manifest = from_dict(Manifest, data, where=str(path))
+    except ConfigError as error:
+        raise DatasetError(f"damaged manifest: {error}") from None
+    _check_paths(directory, manifest)
+    return manifest
+
+
+def _check_paths(directory: Path, manifest: Manifest) -> None:
+    """A manifest from elsewhere must not make anyone read or delete outside its dataset."""
+    progress = manifest.progress
+    files = [entry.file for entry in progress.files]
+    for file in [*files, *([progress.state] if progress.state else [])]:
+        if Path(file).is_absolute() or ".." in Path(file).parts:
+            raise DatasetError(f"{directory}/manifest.json names {file!r}, which is outside the dataset")
+
+
+def check_sizes(directory: Path, manifest: Manifest) -> None:
+    """Every named file is there and as long as it was: finds truncated copies without reading them."""
+    for entry in manifest.progress.files:
+        path = directory / entry.file
+        size = path.stat().st_size if path.is_file() else None
+        if size != entry.size:
+            got = "it is missing" if size is None else f"it has {size} bytes"
+            raise DatasetError(f"{path} is damaged: expected {entry.size} bytes, {got}")

@@ -1,0 +1,135 @@
+"""The whole way, once: collect, train, evaluate. What ``icrl-agents reproduce`` runs."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from icrl_agents.agent import InContextAgent
+from icrl_agents.atomic import write_text_atomically
+from icrl_agents.envs import resolve_env_id, short_name
+from icrl_agents.evaluation import evaluate
+from icrl_agents.hub import load_checkpoint, save_checkpoint
+from icrl_agents.plots import plot_results
+from icrl_agents.training.collection import make_rows
+from icrl_agents.training.distillation import TrainingResult, train
+from icrl_agents.training.histories import HistoryDataset
+from icrl_agents.training.presets import distillation_preset
+from icrl_agents.training.sources.policies import SnapshotPolicies
+from icrl_agents.training.sources.presets import run_collection
+
+EVALUATION_SEEDS = (0, 1, 2)
+TIMES_FILE = "times.json"
+
+
+def reproduce(
+    env: str,
+    *,
+    backbone: str = "mamba",
+    preset: str = "laptop",
+    mask_rewards: bool = False,
+    seed: int = 0,
+    data: Path = Path("data"),
+    out: Path = Path("runs"),
+    quiet: bool = False,
+    **training_options: Any,
+) -> dict[str, float]:
+    """Collect, train and evaluate one agent; each part is skipped where it is done and resumed where it was cut off.
+
+    Args:
+        env: short name or id.
+        backbone: registered sequence model.
+        preset: ``"laptop"`` or ``"paper"``.
+        mask_rewards: the control agent, which never sees a reward.
+        seed: of everything.
+        data: folder of datasets; the histories go to ``data/ENV/histories``.
+        out: folder of checkpoints; the agent goes to ``out/ENV-BACKBONE``.
+        quiet: no progress bars.
+        **training_options: instead of the preset's.
+
+    Returns:
+        Seconds that each part took, over all runs of this command: ``collect, train, evaluate``.
+    """
+    env_id = resolve_env_id(env)
+    short = short_name(env_id)
+    histories = data / short / "histories"
+    name = f"{short}-{backbone}{'-masked' if mask_rewards else ''}"
+    checkpoint = out / name
+    collect = _timed(histories.parent, "collect", lambda: run_collection(env_id, histories, preset=preset, seed=seed, quiet=quiet))
+    train = _timed(
+        checkpoint,
+        "train",
+        lambda: run_training(
+            env_id,
+            histories,
+            checkpoint,
+            name=name,
+            backbone=backbone,
+            preset=preset,
+            mask_rewards=mask_rewards,
+            seed=seed,
+            quiet=quiet,
+            **training_options,
+        ),
+    )
+    tested = _timed(checkpoint, "evaluate", lambda: evaluate_checkpoint(checkpoint))
+    return {"collect": collect, "train": train, "evaluate": tested}
+
+
+def run_training(
+    env_id: str,
+    histories: Path,
+    checkpoint: Path,
+    *,
+    backbone: str = "mamba",
+    preset: str = "laptop",
+    quiet: bool = False,
+    **changes: Any,
+) -> TrainingResult:
+    """Distil by preset.
+
+    Args:
+        env_id: Gymnasium id.
+        histories: a complete dataset.
+        checkpoint: folder of the run.
+        backbone: registered sequence model.
+        preset: ``"laptop"`` or ``"paper"``.
+        quiet: no progress bar.
+        **changes: fields of :class:`DistillationConfig` instead of the preset's; None leaves the preset's.
+    """
+    config = distillation_preset(env_id, preset, backbone)
+    config = replace(config, **{name: value for name, value in changes.items() if value is not None})
+    final_policy = None
+    if config.target == "final_policy":
+        agent_space = make_rows(env_id, HistoryDataset(histories).manifest.tasks[:1], 1).single_action_space
+        snapshot = HistoryDataset(histories).snapshot()
+        final_policy = SnapshotPolicies(snapshot, agent_space.low, agent_space.high).act_as  # type: ignore[attr-defined]
+    return train(config, histories, checkpoint, final_policy, quiet=quiet)
+
+
+def evaluate_checkpoint(checkpoint: Path) -> None:
+    """Evaluate a checkpoint on the test tasks and write result, figure and card into it."""
+    result = evaluate(InContextAgent.from_pretrained(checkpoint), seeds=EVALUATION_SEEDS)
+    plot_results([result], checkpoint / "curve.png")
+    model, config = load_checkpoint(checkpoint)
+    save_checkpoint(checkpoint, model, config, evaluation=asdict(result))
+
+
+def _timed(directory: Path, part: str, work: Callable[[], object]) -> float:
+    """Do one part and add its time to the directory's record, also when it is cut off."""
+    path = directory / TIMES_FILE
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    started = time.perf_counter()
+    try:
+        work()
+    finally:
+        record[part] = round(record.get(part, 0.0) + time.perf_counter() - started, 1)
+        record["machine"] = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
+        write_text_atomically(path, json.dumps(record, indent=1) + "\n")
+    return float(record[part])

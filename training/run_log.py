@@ -1,0 +1,105 @@
+"""What a training run tells while it runs: a progress bar, a JSONL file and TensorBoard, of the same numbers."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from icrl_agents.atomic import write_text_atomically
+from icrl_agents.errors import MissingExtraError
+
+METRICS_FILE = "metrics.jsonl"
+"""One JSON object a line, each with its ``update``."""
+
+
+class RunLog:
+    """Use it in ``with``.
+
+    A run that is continued forgets what it had logged after the update it continues from.
+
+    Args:
+        directory: of the run; ``metrics.jsonl`` and ``tensorboard/`` are in it.
+        updates: length of the whole run.
+        done: updates already done.
+        tensorboard: write TensorBoard files.
+        quiet: show no progress bar.
+
+    Raises:
+        MissingExtraError: TensorBoard is wanted and not installed.
+    """
+
+    def __init__(self, directory: Path, updates: int, done: int, *, tensorboard: bool, quiet: bool) -> None:
+        self._tensorboard = _summary_writer(directory / "tensorboard", done) if tensorboard else None
+        path = directory / METRICS_FILE
+        kept = [line for line in _lines(path) if json.loads(line)["update"] <= done]
+        write_text_atomically(path, "".join(kept))
+        self._file = path.open("a", encoding="utf-8")
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            disable=quiet,
+        )
+        self._task = self._bar.add_task("training", total=updates, completed=done, note="")
+
+    def update(self, update: int, metrics: Mapping[str, float]) -> None:
+        """Record one update's numbers, ``loss`` and ``tokens_per_second`` among them, and move the bar."""
+        self.record(update, metrics)
+        note = f"loss {metrics['loss']:.4f}  {metrics['tokens_per_second']:,.0f} tokens/s"
+        self._bar.update(self._task, completed=update, note=note)
+
+    def record(self, update: int, metrics: Mapping[str, Any]) -> None:
+        """Record numbers, and lists of numbers, as they stand after an update."""
+        self._file.write(json.dumps({"update": update, **metrics}) + "\n")
+        self._file.flush()
+        if self._tensorboard is not None:
+            for name, value in metrics.items():
+                if isinstance(value, float):
+                    self._tensorboard.add_scalar(name, value, update)
+
+    def say(self, text: str) -> None:
+        """Print a line above the progress bar."""
+        if not self._bar.disable:
+            self._bar.console.print(text, highlight=False)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines of a log; a kill may have cut the last."""
+    if not path.exists():
+        return []
+    return [
+        line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
+    ]
+
+
+def _summary_writer(directory: Path, done: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingExtraError("tensorboard", "train") from None
+    return SummaryWriter(str(directory), purge_step=done + 1 if done else None)

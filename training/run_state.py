@@ -1,0 +1,106 @@
+"""Where a training run stands: everything that a killed run needs to go on as if nothing had happened."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from icrl_agents.atomic import write_atomically, write_text_atomically
+from icrl_agents.config import from_dict, to_dict
+from icrl_agents.errors import ConfigError, DatasetError
+from icrl_agents.training.manifest import difference
+
+STATE_FILE = "training_state.safetensors"
+IDENTITY_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The part of a run's state that is not a tensor.
+
+    Attributes:
+        update: updates done.
+        sampler: where the sampler of windows stands, see ``WindowSampler.state``.
+        best_update: update of the best checkpoint so far; 0 before the first.
+        best_score: its validation score.
+        seconds: time spent, over all the processes that worked on the run.
+    """
+
+    update: int
+    sampler: str
+    best_update: int = 0
+    best_score: float | None = None
+    seconds: float = 0.0
+
+
+def claim_run(directory: Path, identity: Mapping[str, Any]) -> None:
+    """Make a directory that of a run, or check that it is.
+
+    Args:
+        directory: exists and is locked.
+        identity: JSON data that two runs share only if they are the same run.
+
+    Raises:
+        ConfigError: it holds another run, or a checkpoint that is not of a run.
+    """
+    path = directory / IDENTITY_FILE
+    here = json.loads(json.dumps(identity))
+    if not path.exists():
+        if (directory / "config.json").exists():
+            raise ConfigError(f"{directory} holds a checkpoint; choose another directory")
+        write_text_atomically(path, json.dumps(here, indent=2) + "\n")
+        return
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} is damaged: {error}") from None
+    differing = difference(there, here)
+    if differing:
+        raise ConfigError(f"{directory} holds another run, which differs in: {'; '.join(differing)}")
+
+
+def save_run(directory: Path, state: RunState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Replace the saved state of a run."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"optimizer.{key}.{name}"] = value
+    metadata = {"run": json.dumps(to_dict(state))}
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    write_atomically(directory / STATE_FILE, lambda path: save_file(contiguous, path, metadata))
+
+
+def load_run(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunState | None:
+    """Put a saved run back into its model and optimiser.
+
+    Returns:
+        The rest of its state; None if nothing was saved yet.
+
+    Raises:
+        DatasetError: the saved state is damaged.
+    """
+    path = directory / STATE_FILE
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = from_dict(RunState, json.loads(file.metadata()["run"]), where=STATE_FILE)
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        own = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+        model.load_state_dict(own, strict=True)
+        parameters = dict(model.named_parameters())
+        for key in (name for name in tensors if name.startswith("optimizer.")):
+            _, moment, name = key.split(".", 2)
+            device = (
+                "cpu" if moment == "step" else parameters[name].device
+            )  # AdamW counts its steps on the CPU
+            optimizer.state[parameters[name]][moment] = tensors[key].to(device)
+    except (SafetensorError, OSError, KeyError, RuntimeError, ConfigError) as error:
+        raise DatasetError(f"{path} is damaged: {error}") from None
+    return state

@@ -1,0 +1,107 @@
+"""Source algorithms by preset: ``laptop`` is ours, ``paper`` has the paper's tables (arXiv 2506.13892, appendix A)."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from icrl_agents.errors import MissingExtraError, UnknownNameError
+from icrl_agents.training.collection import CollectionConfig, collect
+from icrl_agents.training.histories import HistoryDataset
+from icrl_agents.training.sources.ppo import PPOConfig
+
+PAPER_PPO = PPOConfig(
+    n_steps=500,
+    n_epochs=10,
+    n_minibatches=39,  # batches of 64 out of 5 x 500 samples
+    learning_rate=1e-4,
+    anneal=False,
+    gamma=0.99,
+    gae_lambda=0.95,
+    clip_range=0.2,
+    ent_coef=5e-3,
+    vf_coef=0.5,
+    log_std_init=0.0,
+)
+"""Table 1."""
+
+PAPER_SB3: Mapping[str, Mapping[str, Any]] = {
+    "sb3-ppo": {
+        "n_steps": 500,
+        "n_epochs": 10,
+        "batch_size": 64,
+        "learning_rate": 1e-4,
+        "gamma": 0.99,
+        "gae_lambda": 0.95,
+        "clip_range": 0.2,
+        "ent_coef": 5e-3,
+        "vf_coef": 0.5,
+    },
+    "sb3-sac": {
+        "buffer_size": 1_000_000,
+        "learning_starts": 400,
+        "learning_rate": 1e-4,
+        "batch_size": 256,
+        "gamma": 0.99,
+        "gradient_steps": -1,  # as many as environment steps
+    },
+}
+"""Tables 1 and 2, as stable-baselines3 names them."""
+
+_COLLECTIONS: Mapping[tuple[str, str], CollectionConfig] = {
+    ("icrl/ReacherGoal-v0", "laptop"): CollectionConfig("icrl/ReacherGoal-v0"),
+    ("icrl/ReacherGoal-v0", "paper"): CollectionConfig("icrl/ReacherGoal-v0", ppo=PAPER_PPO),
+}
+
+
+def collection_preset(env_id: str, preset: str) -> CollectionConfig:
+    """What a preset collects.
+
+    Raises:
+        UnknownNameError: the environment has no such preset.
+    """
+    if (env_id, preset) not in _COLLECTIONS:
+        raise UnknownNameError(f"collection preset of {env_id}", preset, [p for e, p in _COLLECTIONS if e == env_id])
+    return _COLLECTIONS[env_id, preset]
+
+
+def run_collection(
+    env_id: str,
+    directory: Path,
+    *,
+    preset: str = "laptop",
+    source: str = "task-parallel",
+    task: int = 0,
+    steps_per_task: int | None = None,
+    split: str = "paper",
+    subset: str = "train",
+    seed: int = 0,
+    quiet: bool = False,
+) -> HistoryDataset:
+    """Collect by preset, with the named source.
+
+    Args:
+        env_id: Gymnasium id.
+        directory: of the dataset.
+        preset: ``"laptop"`` or ``"paper"``.
+        source: ``"task-parallel"``, ``"sb3-ppo"`` or ``"sb3-sac"``.
+        task: index of the one task that an sb3 source learns.
+        steps_per_task: instead of the preset's.
+        split: named task split.
+        subset: part of it.
+        seed: of everything.
+        quiet: no progress bar.
+    """
+    config = replace(collection_preset(env_id, preset), split=split, subset=subset, seed=seed)
+    if steps_per_task is not None:
+        config = replace(config, steps_per_task=steps_per_task)
+    if source == "task-parallel":
+        return collect(config, directory, quiet=quiet)
+    if source not in PAPER_SB3:
+        raise UnknownNameError("source", source, ("task-parallel", *PAPER_SB3))
+    try:
+        from icrl_agents.training.sources.sb3 import collect_sb3
+    except ImportError as error:
+        raise MissingExtraError(str(error.name), "train") from error
+    options = PAPER_SB3[source] if preset == "paper" else {}
+    return collect_sb3(source, config, directory, task, options, quiet=quiet)

@@ -1,0 +1,136 @@
+"""One stable-baselines3 run on one task, through the same recorder as the task-parallel sources.
+
+The recorder wraps the vector environment, so it sees what the environment sees: every step once, in order, with the
+terminal observation where SB3's own autoreset hides it. It does not depend on how an algorithm is written inside.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import stable_baselines3
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+
+from icrl_agents.errors import DatasetError
+from icrl_agents.training.collection import EVALUATION_EPISODES, CollectionConfig, collection_manifest
+from icrl_agents.training.histories import HistoryDataset, HistoryWriter
+
+ALGORITHMS: Mapping[str, type[BaseAlgorithm]] = {"sb3-ppo": PPO, "sb3-sac": SAC}
+
+
+class HistoryRecorder(VecEnvWrapper):
+    """Records every step of a VecEnv and hands whole shards on.
+
+    Args:
+        venv: S environments of one task and one horizon.
+        shard_steps: steps per shard, a multiple of the horizon.
+        write: called with the arrays of each full shard.
+    """
+
+    def __init__(
+        self, venv: DummyVecEnv, shard_steps: int, write: Callable[[dict[str, np.ndarray], int], None]
+    ) -> None:
+        super().__init__(venv)
+        self.model: BaseAlgorithm | None = None
+        self._shard_steps, self._write = shard_steps, write
+        self._steps = 0
+        self._clear()
+
+    def reset(self) -> np.ndarray:
+        """Begin episodes; a recording cannot be reset on the way."""
+        self._observations = np.asarray(self.venv.reset())
+        return self._observations
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Note the action and what the policy would have done without noise."""
+        assert self.model is not None, "set recorder.model before learning"
+        mean, _ = self.model.predict(self._observations, deterministic=True)
+        self._rows["observations"].append(self._observations)
+        self._rows["actions"].append(np.array(actions))
+        self._rows["mean_actions"].append(np.asarray(mean))
+        self.venv.step_async(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Note what came of it."""
+        observations, rewards, dones, infos = self.venv.step_wait()
+        truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
+        self._rows["rewards"].append(rewards)
+        self._rows["terminated"].append(dones & ~truncated)
+        self._rows["truncated"].append(dones & truncated)
+        for row in np.flatnonzero(dones):
+            self._finals[row].append(infos[row]["terminal_observation"])
+        self._observations = np.asarray(observations)
+        self._steps += 1
+        if self._steps % self._shard_steps == 0:
+            arrays = {name: np.stack(rows, 1).astype(_dtype(name)) for name, rows in self._rows.items()}
+            arrays["final_observations"] = np.concatenate([np.stack(f) for f in self._finals]).astype(np.float32)
+            self._clear()
+            self._write(arrays, self._steps)
+        return observations, rewards, dones, infos
+
+    def _clear(self) -> None:
+        names = ("observations", "actions", "mean_actions", "rewards", "terminated", "truncated")
+        self._rows: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        self._finals: list[list[np.ndarray]] = [[] for _ in range(self.num_envs)]
+
+
+def collect_sb3(
+    algorithm: str,
+    config: CollectionConfig,
+    directory: str | Path,
+    task_index: int,
+    options: Mapping[str, Any],
+    *,
+    quiet: bool = False,
+) -> HistoryDataset:
+    """Train one SB3 algorithm on one task and record every step.
+
+    SB3 cannot save a run half way without pickle, so a run that was interrupted has to begin again in a new folder.
+
+    Args:
+        algorithm: ``"sb3-ppo"`` or ``"sb3-sac"``.
+        config: environment, split, subset, steps, streams and seed; its PPO part is not looked at.
+        directory: of the dataset, new.
+        task_index: which task of the subset.
+        options: keyword arguments of the algorithm's class.
+        quiet: no progress bar.
+
+    Returns:
+        The complete dataset: ``config.streams`` histories of one task.
+
+    Raises:
+        DatasetError: the directory holds another collection, or an interrupted run.
+    """
+    manifest = collection_manifest(config)
+    task = manifest.tasks[task_index]
+    hyperparameters = {**options, "steps_per_task": config.steps_per_task, "sb3": stable_baselines3.__version__}
+    manifest = dataclasses.replace(
+        manifest, tasks=(task,), source=algorithm, hyperparameters=hyperparameters, subset=f"{config.subset}[{task_index}]"
+    )
+    with HistoryWriter.create_or_resume(directory, manifest) as writer:
+        if not writer.complete:
+            if writer.steps:
+                raise DatasetError(f"{directory} holds an interrupted SB3 run, which cannot go on: choose a new folder")
+            envs = DummyVecEnv([lambda: gymnasium.make(config.env_id, task=task) for _ in range(config.streams)])
+            recorder = HistoryRecorder(envs, config.shard_steps, lambda arrays, _: writer.append(arrays, {}))
+            model = ALGORITHMS[algorithm]("MlpPolicy", recorder, seed=config.seed, device="cpu", **options)
+            recorder.model = model
+            model.learn(config.steps * config.streams, progress_bar=not quiet)
+            writer.finish([_final_return(model, config.env_id, task)])
+    return HistoryDataset(directory)
+
+
+def _final_return(model: BaseAlgorithm, env_id: str, task: Mapping[str, Any]) -> float:
+    mean, _ = evaluate_policy(model, gymnasium.make(env_id, task=task), EVALUATION_EPISODES, warn=False)
+    return float(mean)  # type: ignore[arg-type]
+
+
+def _dtype(name: str) -> type:
+    return bool if name in ("terminated", "truncated") else np.float32

@@ -1,0 +1,149 @@
+"""How good a model is while it trains: its loss on held-out histories, and what it earns on unseen tasks."""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from icrl_agents.agent import InContextAgent
+from icrl_agents.config import AgentConfig
+from icrl_agents.errors import DatasetError
+from icrl_agents.model import ActionPrediction, InContextModel
+from icrl_agents.training.manifest import Manifest
+from icrl_agents.training.windows import KeptHistories, TokenHistory, WindowBatch, stack_windows
+
+Rollout = Callable[[InContextAgent], np.ndarray]
+"""Lets an agent learn tasks it has not seen; the return of each episode ``[tasks, episodes]``."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What one validation found.
+
+    Attributes:
+        loss: mean over the steps of the held-out histories; None without any.
+        returns: mean over the tasks of each episode's return ``[episodes]``; None without roll-outs.
+    """
+
+    loss: float | None
+    returns: tuple[float, ...] | None
+
+    @property
+    def score(self) -> float:
+        """What selects a checkpoint, higher is better.
+
+        The mean return of the last quarter of the episodes, where an agent has learned its task; without
+        roll-outs the negative loss; without either 0, so that no checkpoint is better than a later one.
+        """
+        if self.returns:
+            return float(np.mean(self.returns[-max(1, len(self.returns) // 4) :]))
+        return 0.0 if self.loss is None else -self.loss
+
+
+def action_loss(prediction: ActionPrediction, targets: Tensor, mask: Tensor) -> Tensor:
+    """What is minimised, averaged over the steps that are there and the action's entries.
+
+    Deterministic head: squared error, equation 6 of the paper. Gaussian head: negative log-likelihood.
+
+    Args:
+        prediction: ``[B, L, A]``.
+        targets: ``[B, L, A]``.
+        mask: ``[B, L]`` bool.
+    """
+    if prediction.log_std is None:
+        each = (prediction.mean - targets).square()
+    else:
+        variance = (2 * prediction.log_std).exp()
+        each = F.gaussian_nll_loss(prediction.mean, targets, variance, full=True, eps=0.0, reduction="none")
+    return each[mask].mean()
+
+
+class Validator:
+    """Validates a model as often as asked, always on the same data.
+
+    Args:
+        held_out: histories that are not trained on.
+        length: steps of each, from its start, that the loss looks at.
+        batch_size: histories at once.
+        rollout: how to find the returns; None finds none.
+        agent_config: of the agent for the roll-outs.
+        device: of the model.
+    """
+
+    def __init__(
+        self,
+        held_out: KeptHistories,
+        length: int,
+        batch_size: int,
+        rollout: Rollout | None,
+        agent_config: AgentConfig,
+        device: torch.device,
+    ) -> None:
+        windows = [_from_start(held_out.load(i), length) for i in range(len(held_out))]
+        groups = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
+        self._batches: list[WindowBatch] = [stack_windows(group, length) for group in groups]
+        self._rollout = rollout
+        self._agent_config = agent_config
+        self._device = device
+
+    def __call__(self, model: InContextModel) -> Validation:
+        """Validate; the model is not changed."""
+        # A copy: whatever a model caches while it acts must not meet the next update.
+        model = copy.deepcopy(model).eval()
+        returns = None
+        loss = self._loss(model)
+        if self._rollout is not None:
+            found = np.asarray(self._rollout(InContextAgent(model, self._agent_config)))
+            returns = tuple(float(value) for value in found.mean(0))
+        return Validation(loss, returns)
+
+    @torch.no_grad()
+    def _loss(self, model: InContextModel) -> float | None:
+        total, steps = 0.0, 0
+        for batch in self._batches:
+            tokens, targets, mask = on_device(batch, self._device)
+            there = int(mask.sum())
+            total += float(action_loss(model(tokens)[0], targets, mask)) * there
+            steps += there
+        return total / steps if steps else None
+
+
+def on_device(batch: WindowBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens ``[B, L, T]``, targets ``[B, L, A]`` and mask ``[B, L]`` as tensors."""
+    tokens, targets, mask = (
+        torch.from_numpy(a).to(device) for a in (batch.tokens, batch.targets, batch.mask)
+    )
+    return tokens, targets, mask
+
+
+def rollout_on_unseen_tasks(manifest: Manifest, episodes: int, seed: int) -> Rollout:
+    """Roll-outs on the validation tasks of the split that the data was collected on.
+
+    Raises:
+        DatasetError: the split has changed since, so that its validation tasks may have been trained on; or
+            the data was collected on them.
+    """
+    from icrl_agents.envs import task_split
+    from icrl_agents.evaluation import rollout
+
+    split = task_split(manifest.env_id, manifest.split)
+    if split.content_hash != manifest.split_hash:
+        raise DatasetError(
+            f"the data was collected on split {manifest.split!r} with hash {manifest.split_hash}; "
+            f"here it has {split.content_hash}"
+        )
+    trained = [json.dumps(dict(task), sort_keys=True) for task in manifest.tasks]
+    if any(json.dumps(task, sort_keys=True) in trained for task in split.val):
+        raise DatasetError(
+            f"the data ({manifest.subset}) was collected on validation tasks; val_episodes must be 0"
+        )
+    return lambda agent: rollout(agent, split.val, episodes, seed).returns
+
+
+def _from_start(history: TokenHistory, length: int) -> TokenHistory:
+    return TokenHistory(history.tokens[:length], history.targets[:length], history.episode_starts[:1])
