@@ -21,7 +21,9 @@ test: check  ## lint, types, tests
 check: $(VENV)/ready  ## lint and types alone
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p icrl_agents
+	rm -rf $(VENV)/built build  # mypy cannot follow an editable install's folders, so it reads a built one
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/built .
+	cd $(VENV)/built && ../bin/mypy --config-file ../../pyproject.toml --cache-dir ../mypy -p icrl_agents
 
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix .

@@ -59,7 +59,8 @@ def env_definition(env_id: str) -> MetaEnvDefinition:
     """
     if env_id not in _ENVS:
         raise UnknownNameError("environment", env_id, _ENVS)
-    return load_env_creator(_ENVS[env_id][0]).definition  # type: ignore[attr-defined]
+    env_class: Any = load_env_creator(_ENVS[env_id][0])
+    return env_class.definition
 
 
 def task_split(env_id: str, name: str = "paper") -> TaskSplit:

@@ -116,7 +116,7 @@ class MetaEnvDefinition(ABC):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Draw ``qpos [nq]`` and ``qvel [nv]`` of a new episode; never depends on the task."""
 
-    def place_task(self, qpos: np.ndarray, tasks: np.ndarray) -> None:
+    def place_task(self, qpos: np.ndarray, tasks: np.ndarray) -> None:  # noqa: B027  most tasks have no place
         """Write tasks ``[n, k]`` into positions ``[n, nq]`` where the simulation shows them; default: nowhere."""
 
     @abstractmethod

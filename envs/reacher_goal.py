@@ -38,7 +38,9 @@ class ReacherGoalDefinition(MetaEnvDefinition):
     def check_task_vector(self, vector: np.ndarray) -> None:
         radius = float(np.hypot(*vector))
         if radius > GOAL_RADIUS:
-            raise TaskError(f"a goal lies within {GOAL_RADIUS} m of the centre, got {vector.tolist()} at {radius:.3f} m")
+            raise TaskError(
+                f"a goal lies within {GOAL_RADIUS} m of the centre, got {vector.tolist()} at {radius:.3f} m"
+            )
 
     def initial_state(
         self, init_qpos: np.ndarray, init_qvel: np.ndarray, rng: np.random.Generator

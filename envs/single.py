@@ -27,7 +27,7 @@ class MetaEnv(MujocoEnv, EzPickle):
     """
 
     definition: ClassVar[MetaEnvDefinition]
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"]}
+    metadata: dict[str, Any] = {"render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"]}  # noqa: RUF012  Gymnasium's way
 
     def __init__(self, task: Task | None = None, expose_task: bool = False, **mujoco_options: Any) -> None:
         EzPickle.__init__(self, task, expose_task, **mujoco_options)
@@ -97,7 +97,9 @@ class MetaEnv(MujocoEnv, EzPickle):
         self.set_state(qpos, qvel)
         return self.definition.observe(self._state)[0]
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(  # type: ignore[override]  # the base class names narrower types than Gymnasium's own environments return
+        self, action: np.ndarray
+    ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One step; the horizon is Gymnasium's TimeLimit wrapper."""
         at = self.definition
         before = at.remember(self._state)

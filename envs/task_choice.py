@@ -1,8 +1,8 @@
 """Which task holds after a reset: the one place that decides it, for single and vector environments.
 
-Precedence: ``options={"task": ...}`` or ``set_task`` > constructor ``task=`` > draw by ``reset(seed=s)`` > the task kept
-from before > draw by entropy. A plain ``reset()`` keeps the task whatever gave it. Tasks have their own random stream,
-so the initial state of an episode never depends on the task.
+Precedence: ``options={"task": ...}`` or ``set_task`` > constructor ``task=`` > draw by ``reset(seed=s)`` > the task
+kept from before > draw by entropy. A plain ``reset()`` keeps the task whatever gave it. Tasks have their own random
+stream, so the initial state of an episode never depends on the task.
 """
 
 from typing import Any

@@ -147,9 +147,7 @@ class MetaVectorEnv(VectorEnv):
         new_task = self._begin_episodes(np.flatnonzero(mask), seeds)
         return self.definition.observe(self._state), {"new_task": new_task, **self._exposed()}
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One step of every row.
 
         Args:
@@ -182,7 +180,10 @@ class MetaVectorEnv(VectorEnv):
         done = terminated | truncated
         if done.any():
             info["final_obs"], info["_final_obs"] = observations, done
-            info["final_info"] = {**{name: parts[name] for name in parts}, **{"_" + name: done for name in parts}}
+            info["final_info"] = {
+                **{name: parts[name] for name in parts},
+                **{"_" + name: done for name in parts},
+            }
             info["_final_info"] = done
             rows = np.flatnonzero(done)
             info["new_task"] = self._begin_episodes(rows, None)
@@ -237,7 +238,12 @@ class MetaVectorEnv(VectorEnv):
         for row, words in enumerate(state["rngs"].tolist()):
             generator = np.random.PCG64(0)
             full = {"state": words[0] | words[1] << 64, "inc": words[2] | words[3] << 64}
-            generator.state = {"bit_generator": "PCG64", "state": full, "has_uint32": 0, "uinteger": 0}
+            generator.state = {  # type: ignore[typeddict-item]  # NumPy keeps the inner type private
+                "bit_generator": "PCG64",
+                "state": full,
+                "has_uint32": 0,
+                "uinteger": 0,
+            }
             self._rngs[row] = np.random.Generator(generator)
 
     def _begin_episodes(self, rows: np.ndarray, seeds: Sequence[int | None] | None) -> np.ndarray:

@@ -1,13 +1,13 @@
 """Agents that learn a new task from interaction alone, with no weight update.
 
-Importing this package registers the environments ``icrl/...-v0`` with Gymnasium. PyTorch is loaded when the first
-name that needs it is used.
+Importing this package registers the environments ``icrl/...-v0`` with Gymnasium. PyTorch is loaded when the
+first name that needs it is used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import icrl_agents.envs  # registers the environments
+import icrl_agents.envs  # noqa: F401  registers the environments
 
 if TYPE_CHECKING:
     from icrl_agents.agent import InContextAgent
@@ -42,9 +42,9 @@ __all__ = [
     "AgentConfig",
     "EvalResult",
     "ExperienceObservation",
+    "IcrlError",
     "InContextAgent",
     "InContextModel",
-    "IcrlError",
     "ModelConfig",
     "VectorExperienceObservation",
     "agent_names",

@@ -52,9 +52,9 @@ class RecordedExperience(Protocol):
 class InContextAgent:
     """An agent that learns a task while it acts: nothing but its memory changes.
 
-    The loop is ``act``, step the environment, ``observe``; ``reset`` begins another task. An episode's end is no
-    task's end: the agent keeps what it learned. One environment takes and gives single arrays and scalars; after
-    ``reset(num_envs=B)`` or ``reset(env=vector_env)`` everything has a leading axis of B rows.
+    The loop is ``act``, step the environment, ``observe``; ``reset`` begins another task. An episode's end is
+    no task's end: the agent keeps what it learned. One environment takes and gives single arrays and scalars;
+    after ``reset(num_envs=B)`` or ``reset(env=vector_env)`` everything has a leading axis of B rows.
 
     Every method checks all its arguments before it changes anything.
 
@@ -67,9 +67,7 @@ class InContextAgent:
         ConfigError: ``model`` was not built from ``config.model``.
     """
 
-    def __init__(
-        self, model: InContextModel, config: AgentConfig, *, device: torch.device | str | None = None
-    ) -> None:
+    def __init__(self, model: InContextModel, config: AgentConfig, *, device: torch.device | str | None = None) -> None:
         if to_dict(model.config) != to_dict(config.model):
             raise ConfigError(f"the model was built from {model.config}, not from {config.model}")
         if device is not None:
@@ -95,7 +93,8 @@ class InContextAgent:
         """Load an agent.
 
         Args:
-            name: a directory, a bundled agent's name, or a Hugging Face Hub id ``"org/name"``, tried in this order.
+            name: a directory, a bundled agent's name, or a Hugging Face Hub id ``"org/name"``, tried in this
+                order.
             revision: branch, tag or commit on the Hub.
             device: ``"auto"`` takes a GPU if there is one.
 
@@ -152,9 +151,10 @@ class InContextAgent:
         Args:
             num_envs: B, rows of a vector environment; None is one environment.
             env: what to act in, instead of ``num_envs``: rows and autoreset mode are read from it.
-            autoreset_mode: how the vector environment begins episodes; default: as ``env`` says, else SAME_STEP.
-                SAME_STEP: the observation after an episode's last step is the next one's first. NEXT_STEP: there is
-                one more step whose action is ignored; the agent does not take it for experience. DISABLED: you reset.
+            autoreset_mode: how the vector environment begins episodes; default: as ``env`` says, else
+                SAME_STEP. SAME_STEP: the observation after an episode's last step is the next one's first.
+                NEXT_STEP: there is one more step whose action is ignored; the agent does not take it for
+                experience. DISABLED: you reset.
             seed: of the random stream of sampled actions; None lets the stream go on.
 
         Raises:
@@ -183,8 +183,9 @@ class InContextAgent:
 
         Args:
             obs: ``[N_o]``, or ``[B, N_o]`` for B rows, of any real dtype.
-            deterministic: False samples from a Gaussian head; a deterministic head has nothing to sample from. None is
-                what the checkpoint was trained for: True for the deterministic head, False for the Gaussian one.
+            deterministic: False samples from a Gaussian head; a deterministic head has nothing to sample.
+                None is what the checkpoint was trained for: True for the deterministic head, False for the
+                Gaussian one.
 
         Returns:
             Actions ``[N_a]`` or ``[B, N_a]`` float32 inside the action bounds. Under NEXT_STEP, rows whose
@@ -244,9 +245,7 @@ class InContextAgent:
         np.copyto(tokens[:, at.previous_action], actions, where=where)
         np.copyto(tokens[:, at.previous_reward], rewards, where=lived)
         np.copyto(tokens[:, at.episode_start], done, where=lived)
-        state.resetting = (
-            done & lived if state.autoreset_mode is AutoresetMode.NEXT_STEP else np.zeros_like(lived)
-        )
+        state.resetting = done & lived if state.autoreset_mode is AutoresetMode.NEXT_STEP else np.zeros_like(lived)
         state.acted = False
 
     @torch.inference_mode()
@@ -279,7 +278,7 @@ class InContextAgent:
         """Live through recorded experience, as if the agent had acted so itself.
 
         Args:
-            history: arrays ``[T, ...]``, or ``[B, T, ...]`` for B rows; it continues what the agent already knows.
+            history: arrays ``[T, ...]``, or ``[B, T, ...]`` for B rows; it continues what the agent knows.
 
         Raises:
             CallOrderError: the last action's reward was not observed.
@@ -314,7 +313,7 @@ class InContextAgent:
     @torch.inference_mode()
     def predict(
         self,
-        observation: npt.ArrayLike,
+        observation: npt.ArrayLike | dict[str, np.ndarray],
         state: Carry | None = None,
         episode_start: npt.ArrayLike | None = None,
         deterministic: bool | None = None,
@@ -322,8 +321,8 @@ class InContextAgent:
         """Decide without touching the agent's own memory; stable-baselines3's ``PolicyPredictor``.
 
         Args:
-            observation: ``[T]`` or ``[B, T]`` from :class:`~icrl_agents.ExperienceObservation`: observation and
-                previous transition in the layout of the token.
+            observation: ``[T]`` or ``[B, T]`` from :class:`~icrl_agents.ExperienceObservation`: observation
+                and previous transition in the layout of the token. Dictionaries are refused.
             state: what the last call returned; None forgets everything. Not changed.
             episode_start: not used. The observation says where episodes start; memory outlives them.
             deterministic: as in :meth:`act`.
@@ -338,7 +337,8 @@ class InContextAgent:
         array = _array("observation", observation)
         if array.ndim not in (1, 2) or array.shape[-1] != size or array.size == 0:
             raise InputError(
-                f"expected observations [{size}] or [B, {size}] from ExperienceObservation, got shape {array.shape}"
+                f"observation: expected shape [{size}] or [B, {size}], as ExperienceObservation gives, "
+                f"got {array.shape}"
             )
         tokens = _finite("observation", array).reshape(-1, size)
         carry = self._carry_of(state, len(tokens))
@@ -397,9 +397,7 @@ class InContextAgent:
         given = pytree.tree_leaves(state)
         expected = [(rows, *leaf.shape[1:]) for leaf in self._carry_leaves]
         if [tuple(np.shape(leaf)) for leaf in given] != expected:
-            raise InputError(
-                f"expected a state of {rows} row(s) that predict of this agent returned, or None"
-            )
+            raise InputError(f"expected a state of {rows} row(s) that predict of this agent returned, or None")
         leaves = [
             torch.tensor(np.asarray(leaf), dtype=like.dtype, device=self.device)
             for leaf, like in zip(given, self._carry_leaves, strict=True)
@@ -463,12 +461,13 @@ class InContextAgent:
         at = self.model.layout
         if observation.shape != (at.observation_dim,) or action.shape != (at.action_dim,):
             raise ConfigError(
-                f"agent {self.config.name!r} reads observations of shape ({at.observation_dim},) and gives actions of "
-                f"shape ({at.action_dim},); the environment has {observation.shape} and {action.shape}"
+                f"agent {self.config.name!r} reads observations of shape ({at.observation_dim},) and gives "
+                f"actions of shape ({at.action_dim},); the environment has {observation.shape} and "
+                f"{action.shape}"
             )
 
 
-def _array(name: str, value: npt.ArrayLike) -> np.ndarray:
+def _array(name: str, value: npt.ArrayLike | dict[str, np.ndarray]) -> np.ndarray:
     try:
         return np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, tensors on a GPU or with gradients

@@ -37,7 +37,7 @@ class AgentState:
         tokens: ``[B, T]`` float32. Between ``observe`` and ``act`` the token of the next decision, except its
             observation; between ``act`` and ``observe`` the token that was decided on.
         actions: ``[B, A]`` float32, the last actions.
-        resetting: ``[B]`` bool, rows whose next action the environment ignores, because it resets (NEXT_STEP).
+        resetting: ``[B]`` bool, rows whose next action the environment ignores, since it resets (NEXT_STEP).
         acted: an action waits for its reward.
         carry: the backbone's carry of B rows.
         generator: random stream of sampled actions.
@@ -60,7 +60,7 @@ class AgentState:
         autoreset_mode: AutoresetMode,
         generator: torch.Generator,
     ) -> "AgentState":
-        """The state before the first step of a task, for ``num_envs`` rows or, if None, for one environment."""
+        """The state before the first step of a task, for ``num_envs`` rows or (None) one environment."""
         rows, at = num_envs or 1, model.layout
         tokens = np.zeros((rows, at.size), np.float32)
         tokens[:, at.episode_start] = 1.0
@@ -162,8 +162,8 @@ class AgentState:
         except RuntimeError as error:
             raise CheckpointError(f"{path}: not the state of a random generator: {error}") from None
         rows = tensors["tokens"].shape[0]
-        like, structure = pytree.tree_flatten(model.backbone.initial_carry(rows))
-        leaves = [tensors[f"carry.{i}"].to(leaf.device) for i, leaf in enumerate(like)]
+        fresh, structure = pytree.tree_flatten(model.backbone.initial_carry(rows))
+        leaves = [tensors[f"carry.{i}"].to(leaf.device) for i, leaf in enumerate(fresh)]
         return cls(
             single=about["single"],
             autoreset_mode=AutoresetMode(about["autoreset_mode"]),
@@ -219,9 +219,7 @@ def _expected(model: InContextModel, rows: int) -> dict[str, Tensor]:
     return expected
 
 
-def _check_shapes(
-    path: Path, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]
-) -> None:
+def _check_shapes(path: Path, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
     if set(found) != set(expected):
         differing = ", ".join(sorted(set(found) ^ set(expected)))
         raise CheckpointError(f"{path}: missing or unexpected tensors: {differing}")

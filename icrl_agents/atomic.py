@@ -9,8 +9,8 @@ from uuid import uuid4
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Replace ``path`` by what ``write`` puts into the file it is given.
 
-    It is written beside its place, flushed to the disk and renamed: a kill at any moment leaves the old file or the
-    new one.
+    It is written beside its place, flushed to the disk and renamed: a kill at any moment leaves the old file
+    or the new one.
 
     Args:
         path: the file; its directory is made if need be.

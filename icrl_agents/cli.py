@@ -6,11 +6,12 @@ Training is imported by the commands that need it, so that running an agent need
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
+from tyro.conf import Positional
 
 from icrl_agents.errors import IcrlError, InputError
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from icrl_agents.evaluation import EvalResult
 
 Preset = Literal["laptop", "paper"]
-Positional = tyro.conf.Positional
-
 console = Console()
 
 
@@ -49,14 +48,22 @@ class Demo:
         from icrl_agents.plots import plot_results
 
         agent = InContextAgent.from_pretrained(self.agent or f"{self.env}-mamba")
-        console.print(f"[bold]{agent.config.name}[/] meets {self.tasks} tasks it has never seen. Its weights stay as they are.")
+        console.print(
+            f"[bold]{agent.config.name}[/] meets {self.tasks} tasks it has never seen. Its weights stay as they are."
+        )
         with console.status("episode 1") as status:
 
             def show(episode: int, mean: float) -> None:
                 status.update(f"episode {episode} of {self.episodes}: mean return {mean:.2f}")
 
             result = evaluate(
-                agent, subset="val", tasks=self.tasks, episodes=self.episodes, seeds=(self.seed,), controls=False, on_episode=show
+                agent,
+                subset="val",
+                tasks=self.tasks,
+                episodes=self.episodes,
+                seeds=(self.seed,),
+                controls=False,
+                on_episode=show,
             )
         _print_curve(result)
         picture = plot_results([result], self.out / f"{agent.config.name}.png")
@@ -64,7 +71,9 @@ class Demo:
         if self.video:
             from icrl_agents.video import record_learning
 
-            console.print(f"video: {record_learning(agent, result.tasks[0], self.out / f'{agent.config.name}.gif', self.seed)}")
+            console.print(
+                f"video: {record_learning(agent, result.tasks[0], self.out / f'{agent.config.name}.gif', self.seed)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -156,7 +165,7 @@ class Train:
     name: str | None = None
     """Name of the agent; default: the folder's."""
     target: Literal["sampled", "source_mean", "final_policy"] | None = None
-    """What to predict: the executed action (the paper), the source's mean, or its final policy's action; default: the preset's."""
+    """What to predict: the executed action (the paper), the source's mean, or its final policy's action."""
     mask_rewards: bool = False
     """The control agent, which never sees a reward."""
     updates: int | None = None
@@ -279,7 +288,9 @@ class Compare:
                         controls=False,
                     )
                 )
-        table = Table("agent", "episode 1", "last 5 episodes", "normalized", "IQM", f"minus {results[0].agent}, by task")
+        table = Table(
+            "agent", "episode 1", "last 5 episodes", "normalized", "IQM", f"minus {results[0].agent}, by task"
+        )
         for result in results:
             final = result.summary["final_normalized"]
             difference = "" if result is results[0] else _with_interval(paired_difference(result, results[0]))
@@ -297,7 +308,7 @@ class Compare:
 
 @dataclass(frozen=True)
 class Anchors:
-    """Measure the reference policies of an environment (no action, random, blind, oracle) on its val and test tasks."""
+    """Measure the reference policies of an environment: no action, random, blind and oracle."""
 
     env: Positional[str]
     """Environment, e.g. reacher-goal."""
@@ -321,7 +332,8 @@ class Anchors:
 
         env_id = resolve_env_id(self.env)
         config = CollectionConfig(env_id, self.split, steps_per_task=self.steps_per_task, seed=self.seed)
-        command = f"icrl-agents anchors {self.env} --split {self.split} --steps-per-task {self.steps_per_task} --seed {self.seed}"
+        options = f"--split {self.split} --steps-per-task {self.steps_per_task} --seed {self.seed}"
+        command = f"icrl-agents anchors {self.env} {options}"
         anchors = measure_anchors(config, self.data or Path("data") / short_name(env_id) / "oracle", command)
         out = self.out or Path(str(sys.modules[anchor_file_name.__module__].__file__)).parent / anchor_file_name(
             env_id, self.split
@@ -395,7 +407,7 @@ COMMANDS = (Demo, List, Collect, Train, Evaluate, Compare, Anchors, Reproduce, P
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``icrl-agents``."""
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # progress reaches a log file at once
-    chosen = tyro.extras.subcommand_cli_from_dict(
+    chosen: Any = tyro.extras.subcommand_cli_from_dict(
         {command.__name__.lower(): command for command in COMMANDS},
         prog="icrl-agents",
         description="Agents that learn a new task from interaction alone, with no weight update.",
@@ -414,7 +426,9 @@ def main(arguments: list[str] | None = None) -> None:
 def _print_curve(result: "EvalResult") -> None:
     import numpy as np
 
-    table = Table("episode", "return", "normalized", title=f"{result.agent}: mean over {len(result.tasks)} unseen tasks")
+    table = Table(
+        "episode", "return", "normalized", title=f"{result.agent}: mean over {len(result.tasks)} unseen tasks"
+    )
     returns, normalized = np.mean(result.returns, 0), np.mean(result.normalized, 0)
     episodes = len(returns)
     for episode in sorted({1, 2, 3, 5, 10, 20, 30, episodes} & set(range(1, episodes + 1))):

@@ -34,7 +34,7 @@ class ModelConfig:
         backbone: registered name of the sequence model, e.g. ``"mamba"``.
         backbone_options: fields of that backbone's own config dataclass.
         tokenization: ``"transition"`` reads one token a decision (the paper); ``"element"`` reads three, the
-            previous action, the previous reward and the observation, and decides at the last (the original AD).
+            previous action, the previous reward and the observation, and decides at the last (original AD).
         head: ``"deterministic"`` predicts the action; ``"gaussian"`` its mean and log standard deviation.
         head_hidden: width of the head's hidden layer; 0 makes the head linear.
         mask_rewards: the control agent that never sees a reward: the token's reward entry is always 0.
@@ -93,8 +93,8 @@ class AgentConfig:
         bounds = list(zip(self.action_low, self.action_high, strict=False))
         if not len(bounds) == len(self.action_low) == len(self.action_high) == self.model.action_dim:
             raise ConfigError(
-                f"expected {self.model.action_dim} bounds in action_low and in action_high, one per action entry, "
-                f"got {len(self.action_low)} and {len(self.action_high)}"
+                f"expected {self.model.action_dim} bounds in action_low and in action_high, one per action "
+                f"entry, got {len(self.action_low)} and {len(self.action_high)}"
             )
         if not all(math.isfinite(low) and math.isfinite(high) and low < high for low, high in bounds):
             raise ConfigError(f"expected finite action bounds, low below high, got {bounds}")
@@ -122,9 +122,7 @@ def from_dict(cls: type[T], data: Any, *, where: str = "config") -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(data) - set(fields))
     if unknown:
-        raise ConfigError(
-            f"{where}: unknown key(s) {', '.join(map(repr, unknown))}; known: {', '.join(fields)}"
-        )
+        raise ConfigError(f"{where}: unknown key(s) {', '.join(map(repr, unknown))}; known: {', '.join(fields)}")
     required = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
     missing = sorted(required - set(data))
     if missing:

@@ -3,7 +3,7 @@
 IcrlError
 ├── ConfigError           (ValueError)   a config.json or option that is unknown, missing or contradictory
 ├── TaskError             (ValueError)   a task, split or list of tasks that does not fit the environment
-├── UnknownNameError      (LookupError)  an agent, env, split, backbone or preset nobody registered; lists those that exist
+├── UnknownNameError      (LookupError)  an agent, env, split, backbone or preset nobody registered; lists what exists
 ├── InputError            (ValueError)   an observation, reward or mask of the wrong shape, or not finite
 ├── CallOrderError        (RuntimeError) agent methods called in an order that has no meaning
 ├── ContextOverrunError   (RuntimeError) more steps than a backbone with absolute positions can hold

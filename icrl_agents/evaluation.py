@@ -204,7 +204,8 @@ def evaluate(
     anchors = load_anchors(env_id, split, chosen.content_hash).of(subset)
     anchors = {name: list(values[: len(subset_tasks)]) for name, values in anchors.items()}
     runs = [
-        rollout(agent, subset_tasks, episodes, seed, on_episode=on_episode if seed == seeds[0] else None) for seed in seeds
+        rollout(agent, subset_tasks, episodes, seed, on_episode=on_episode if seed == seeds[0] else None)
+        for seed in seeds
     ]
     mean = {name: np.mean([getattr(run, name) for run in runs], axis=0) for name in Rollouts.__dataclass_fields__}
     blind, oracle = (np.asarray(anchors[name])[:, None] for name in ("blind", "oracle"))
@@ -232,8 +233,8 @@ def evaluate(
 def summarize(returns: np.ndarray, anchors: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """The numbers to quote, of returns ``[N, E]``: each a mean over tasks with its 95 % interval, and the IQM.
 
-    ``final`` is the mean of the last episodes. ``normalized`` averages the tasks' own ratios; ``normalized_of_means`` is the
-    ratio of the averages, which tasks whose blind and oracle returns nearly coincide cannot dominate.
+    ``final`` is the mean of the last episodes. ``normalized`` averages the tasks' own ratios, ``normalized_of_means``
+    is the ratio of the averages, which tasks whose blind and oracle returns nearly coincide cannot dominate.
     """
     blind, oracle = np.asarray(anchors["blind"]), np.asarray(anchors["oracle"])
     final = returns[:, -LAST_EPISODES:].mean(1)
@@ -279,7 +280,12 @@ def interval(
         result["iqm"] = float(stats.trim_mean(samples[0], 0.25))
     if len(samples[0]) > len(groups):
         bounds = stats.bootstrap(
-            groups, value, n_resamples=2_000, method="percentile", vectorized=True, rng=np.random.default_rng(0)
+            groups,
+            value,
+            n_resamples=2_000,
+            method="percentile",
+            vectorized=True,
+            rng=np.random.default_rng(0),
         ).confidence_interval
         result |= {"low": float(bounds.low), "high": float(bounds.high)}
     return result

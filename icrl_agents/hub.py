@@ -8,7 +8,8 @@ A checkpoint is a directory of five files::
     evaluation.json     measured returns (optional)
     training.json       what reproduces it (optional)
 
-Loading is strict: names, shapes and dtypes of all tensors are compared with the config before anything is allocated.
+Loading is strict: names, shapes and dtypes of all tensors are compared with the config before anything is
+allocated.
 """
 
 import json
@@ -108,7 +109,8 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
 
     Raises:
         UnknownNameError: none of the three.
-        CheckpointError: the Hub has no such checkpoint or cannot be reached, or its weights are not the pinned ones.
+        CheckpointError: the Hub has no such checkpoint or cannot be reached, or its weights are not those
+            pinned.
         ConfigError: a ``revision`` of something that is not on the Hub.
     """
     text = str(name)
@@ -150,9 +152,8 @@ def load_checkpoint(directory: str | Path) -> tuple[InContextModel, AgentConfig]
     if not found:
         raise CheckpointError(f"{weights_file} holds no tensors")
     _require_layout(weights_file, found, _expected_layout(config.model, len(found)))
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # the initial weights are overwritten: spend none of the caller's draws
+    # The initial weights are overwritten: they cost the caller none of his random numbers.
+    with torch.random.fork_rng(devices=[]):
         model = InContextModel(config.model)
     weights = load_file(weights_file)
     for name, tensor in weights.items():
@@ -191,9 +192,7 @@ def save_checkpoint(
     weights = {name: t.detach().cpu().clone().contiguous() for name, t in model.state_dict().items()}
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(
-                f"{name} holds values that are not finite: nothing was saved to {directory}"
-            )
+            raise CheckpointError(f"{name} holds values that are not finite: nothing was saved to {directory}")
     texts = {CONFIG_FILE: _json(to_dict(config)), CARD_FILE: card or model_card(config, evaluation)}
     if evaluation is not None:
         texts[EVALUATION_FILE] = _json(evaluation)
@@ -204,9 +203,7 @@ def save_checkpoint(
         write_text_atomically(directory / file, text)
 
 
-def push_to_hub(
-    directory: str | Path, repo_id: str, *, private: bool = False, revision: str | None = None
-) -> str:
+def push_to_hub(directory: str | Path, repo_id: str, *, private: bool = False, revision: str | None = None) -> str:
     """Upload a checkpoint to the Hugging Face Hub, with the token of ``hf auth login`` or ``HF_TOKEN``.
 
     Args:
@@ -311,9 +308,7 @@ def _header(path: Path) -> Layout:
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; expected the weights as safetensors") from None
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not a whole safetensors file (pickles are never read): {error}"
-        ) from None
+        raise CheckpointError(f"{path} is not a whole safetensors file (pickles are never read): {error}") from None
 
 
 def _expected_layout(config: ModelConfig, tensors: int) -> Layout:
@@ -338,8 +333,8 @@ def _require_layout(path: Path, found: Layout, expected: Layout) -> None:
     missing, foreign = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or foreign:
         raise CheckpointError(
-            f"{path} does not fit its config: missing {missing[:5] or 'none'}, unexpected {foreign[:5] or 'none'} "
-            f"({len(missing)} and {len(foreign)} tensors)"
+            f"{path} does not fit its config: missing {missing[:5] or 'none'}, unexpected "
+            f"{foreign[:5] or 'none'} ({len(missing)} and {len(foreign)} tensors)"
         )
     for name, (shape, dtype) in expected.items():
         if found[name] != (shape, dtype):

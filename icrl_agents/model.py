@@ -17,7 +17,7 @@ LOG_STD_RANGE = (-5.0, 1.0)
 
 
 TOKEN_RANGE = 1e3
-"""Normalised entries are clamped to this many standard deviations: a wild observation must not overflow the memory."""
+"""Normalised entries are clamped to this many deviations: a wild observation must not overflow the memory."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class InContextModel(nn.Module):
         self.head = _head(d_model, config.head_hidden, outputs)
 
     def normalize(self, tokens: Tensor) -> Tensor:
-        """Raw tokens ``[..., T]`` to zero mean and unit variance, the reward hidden where the config says so."""
+        """Raw tokens ``[..., T]`` to zero mean and unit variance, rewards hidden where the config says so."""
         normalized = ((tokens - self.token_mean) / self.token_std).clamp(-TOKEN_RANGE, TOKEN_RANGE)
         if self.config.mask_rewards:
             normalized = normalized.clone()

@@ -16,9 +16,9 @@ def model_card(config: AgentConfig, evaluation: Mapping[str, Any] | None = None)
 
     Args:
         config: of the checkpoint.
-        evaluation: what ``icrl-agents evaluate --json`` writes: at least ``env_id``, ``split`` and ``returns``, one
-            list per task with a return per episode; ``anchors`` and ``normalized`` are shown if they are there. None:
-            the card says that nothing was measured.
+        evaluation: what ``icrl-agents evaluate --json`` writes: at least ``env_id``, ``split`` and
+            ``returns``, one list per task with a return per episode; ``anchors`` and ``normalized`` are shown
+            if they are there. None: the card says that nothing was measured.
     """
     # Imported on use: it takes half a second, and loading an agent from a directory needs no Hub.
     from huggingface_hub import ModelCardData
@@ -44,8 +44,8 @@ def _body(config: AgentConfig, measured: str) -> str:
     model = config.model
     return f"""# {config.name}
 
-An agent for `{config.env_id}` that learns a task it has never seen while it acts: its weights stay as they are, all
-learning happens in the memory of its {model.backbone} backbone.
+An agent for `{config.env_id}` that learns a task it has never seen while it acts: its weights stay as they
+are, all learning happens in the memory of its {model.backbone} backbone.
 
 ```python
 import icrl_agents
@@ -74,7 +74,7 @@ for _ in range({config.training_episodes} * {config.episode_steps}):
 | trained on | {config.training_episodes} episodes a task, split `{config.split}` (`{config.split_hash}`) |
 | physics | mujoco {config.mujoco_version} |
 | backbone | {model.backbone} {dict(model.backbone_options)} |
-| reads | {model.observation_dim} observation and {model.action_dim} action entries a step, {model.tokenization} tokens |
+| reads | {model.observation_dim} observation entries, {model.tokenization} tokens |
 | head | {model.head} |
 | sees rewards | {"no (control)" if model.mask_rewards else "yes"} |
 

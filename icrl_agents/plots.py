@@ -13,7 +13,14 @@ from icrl_agents.envs import short_name
 from icrl_agents.errors import InputError
 from icrl_agents.evaluation import EvalResult
 
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito, safe for colour blindness
+_COLORS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#e69f00",
+)  # Okabe and Ito, safe for colour blindness
 
 
 def plot_results(results: Sequence[EvalResult], path: str | Path) -> Path:

@@ -1,12 +1,13 @@
 """What one step of experience looks like to the model.
 
-One token a decision, the paper's transition (s_t, a_t, r_t, s_{t+1}) read at the moment of the next decision::
+One token a decision, the paper's transition (s_t, a_t, r_t, s_{t+1}) read when the next decision is due::
 
     [observation | previous observation | previous action | previous reward | episode start]
       N_o          N_o                    N_a               1                 1
 
-At the first step of a new episode it carries the terminal transition of the last one beside the reset observation;
-at the very first step of a task every "previous" entry is 0. Values are raw; the model normalises them.
+At the first step of a new episode it carries the terminal transition of the last one beside the reset
+observation; at the very first step of a task every "previous" entry is 0. Values are raw; the model
+normalises them.
 The observation wrapper has the same layout.
 """
 

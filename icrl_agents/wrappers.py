@@ -1,4 +1,4 @@
-"""Observations that carry experience: what lets a stateless caller, such as stable-baselines3, drive an agent.
+"""Observations that carry experience, so that a stateless caller, such as stable-baselines3, drives an agent.
 
 The wrapped observation is the raw token of :class:`~icrl_agents.tokens.TokenLayout`::
 
@@ -53,7 +53,7 @@ class ExperienceObservation(gymnasium.Wrapper):
         observation, reward, terminated, truncated, info = self.env.step(action)
         token[at.previous_observation] = token[at.observation]
         token[at.previous_action] = np.clip(action, *self._bounds)
-        token[at.previous_reward] = reward
+        token[at.previous_reward] = float(reward)
         token[at.episode_start] = 0.0
         token[at.observation] = observation
         return token.copy(), reward, terminated, truncated, info
@@ -84,9 +84,7 @@ class VectorExperienceObservation(VectorWrapper):
         self.observation_space = batch_space(space, env.num_envs)
         self._tokens = np.zeros((env.num_envs, self.layout.size), space.dtype)
 
-    def reset(
-        self, *, seed: Any = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin episodes, in the rows of ``options["reset_mask"]`` if it is given."""
         mask = (options or {}).get("reset_mask")
         rows = np.ones(self.num_envs, bool) if mask is None else np.array(mask, bool)

@@ -46,7 +46,7 @@ def experience(rng, steps, rows=None, observation_dim=8, action_dim=2):
 
 
 def live(agent, history):
-    """Act through recorded experience, its actions being executed; all actions that the agent would have taken."""
+    """Act through recorded experience, its actions being executed; the actions the agent would have taken."""
     wanted = []
     for t in range(history.rewards.shape[-1]):
         at = (..., t) if agent.num_envs else (t,)
@@ -67,7 +67,12 @@ def test_tokens_of_two_episodes_worked_by_hand(make_agent, monkeypatch):
     agent = make_agent(observation_dim=1, action_dim=1)
     seen = spy_on(agent, monkeypatch)
     # observation acted on, executed action, reward, end of episode
-    steps = [(10.0, 0.1, 1.0, False), (11.0, 0.2, 2.0, True), (20.0, 0.3, 3.0, False), (21.0, 0.4, 4.0, False)]
+    steps = [
+        (10.0, 0.1, 1.0, False),
+        (11.0, 0.2, 2.0, True),
+        (20.0, 0.3, 3.0, False),
+        (21.0, 0.4, 4.0, False),
+    ]
     for observation, action, reward, end in steps:
         agent.act([observation])
         agent.observe(reward, end, action=[action])
@@ -117,6 +122,17 @@ def test_begin_episode_marks_a_start_and_keeps_the_last_transition(make_agent, m
     agent.begin_episode()
     agent.act([20.0])
     np.testing.assert_array_equal(seen[1], np.float32([[20, 10, 0.5, 1, 1]]))
+
+
+def test_resetting_rows_yourself_takes_the_place_of_the_ignored_step(make_agent, monkeypatch):
+    agent = make_agent(observation_dim=1, action_dim=1)
+    agent.reset(num_envs=2, autoreset_mode=AutoresetMode.NEXT_STEP)
+    agent.act([[10.0], [30.0]])
+    agent.observe([1.0, 2.0], [True, True], action=[[0.5], [0.25]])
+    agent.begin_episode([True, False])
+    seen = spy_on(agent, monkeypatch)
+    agent.act([[20.0], [31.0]])
+    np.testing.assert_array_equal(seen, np.float32([[[20, 10, 0.5, 1, 1]]]))  # row 1 is still to be reset
 
 
 # ------------------------------------------------------------------ rows
@@ -435,12 +451,26 @@ def test_prefill_with_nothing_changes_nothing(agent):
     np.testing.assert_array_equal(agent.act(np.ones(8)), twin.act(np.ones(8)))
 
 
-def test_a_clone_shares_weights_and_no_memory(agent):
-    live(agent, experience(np.random.default_rng(0), 5))
-    twin, third = agent.clone(), agent.clone()
-    live(twin, experience(np.random.default_rng(1), 5))
+def test_a_clone_shares_weights_and_no_memory(agent, make_agent):
+    expected, obs = make_agent(agent.config.model.backbone), np.ones((2, 8))
+    for one in (agent, expected):
+        one.reset(num_envs=2, autoreset_mode=AutoresetMode.NEXT_STEP)
+        one.act(obs)
+        one.observe([1.0, 2.0], [True, False])  # so that the next decision writes into a part of the memory
+    twin = agent.clone()
     assert twin.model is agent.model
-    np.testing.assert_array_equal(agent.act(np.ones(8)), third.act(np.ones(8)))
+    live(twin, experience(np.random.default_rng(1), 5, 2))
+    for _ in range(3):
+        np.testing.assert_array_equal(agent.act(obs), expected.act(obs))
+        for one in (agent, expected):
+            one.observe([0.0, 0.0], [False, False])
+
+
+def test_a_clone_samples_what_the_agent_would_have(make_agent):
+    agent, obs = make_agent(head="gaussian"), np.zeros((10, 8))
+    agent.reset(10)
+    twin = agent.clone()
+    np.testing.assert_array_equal(twin.act(obs), agent.act(obs))
 
 
 @pytest.mark.parametrize("rows", [None, 3])
@@ -501,7 +531,9 @@ def test_load_state_refuses_what_is_not_its_own(make_agent, tmp_path):
         "version": lambda p: save_file(
             tensors, p, {"state": with_metadata["state"].replace('"state_version": 1', '"state_version": 2')}
         ),
-        "rows": lambda p: save_file({k: v.repeat(2, *[1] * (v.dim() - 1)) for k, v in tensors.items()}, p, with_metadata),
+        "rows": lambda p: save_file(
+            {k: v.repeat(2, *[1] * (v.dim() - 1)) for k, v in tensors.items()}, p, with_metadata
+        ),
     }
     twin = agent.clone()
     for name, write in variants.items():
@@ -545,7 +577,14 @@ def test_predict_equals_act_and_changes_neither_state_nor_agent(agent, rows):
 def test_predict_refuses_other_observations_and_states(agent, make_agent):
     size = agent.model.layout.size
     _, state = agent.predict(np.zeros((2, size)))
-    wrong = [np.zeros(8), np.zeros((2, 3, size)), np.zeros((0, size)), np.full(size, np.nan), {"a": 1}, np.zeros(())]
+    wrong = [
+        np.zeros(8),
+        np.zeros((2, 3, size)),
+        np.zeros((0, size)),
+        np.full(size, np.nan),
+        {"a": 1},
+        np.zeros(()),
+    ]
     for observation in wrong:
         with pytest.raises(InputError):
             agent.predict(observation)

@@ -354,9 +354,7 @@ class HubServer(BaseHTTPRequestHandler):
             self._json({"url": f"{self.server.url}/org/agent"})
         elif path.endswith("/preupload/main"):
             files = json.loads(body)["files"]
-            self._json(
-                {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
-            )
+            self._json({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]})
         elif path.endswith("/commit/main"):
             for line in body.decode().splitlines():
                 operation = json.loads(line)
@@ -492,9 +490,7 @@ except CheckpointError as error:
     other = client(server, tmp_path / "home", pinned.format(revision=revision, digest="0" * 64))
     assert "expected 000000" in other
     # and without a network, from the cache
-    offline = client(
-        server, tmp_path / "home", pinned.format(revision=revision, digest=digest), HF_HUB_OFFLINE="1"
-    )
+    offline = client(server, tmp_path / "home", pinned.format(revision=revision, digest=digest), HF_HUB_OFFLINE="1")
     assert offline == "loaded"
 
 

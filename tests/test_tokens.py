@@ -19,7 +19,13 @@ def test_layout_of_reacher_worked_by_hand():
 def test_the_parts_cover_a_token_once(observation_dim, action_dim):
     at = TokenLayout(observation_dim, action_dim)
     covered = np.zeros(at.size, int)
-    for part in (at.observation, at.previous_observation, at.previous_action, at.previous_reward, at.episode_start):
+    for part in (
+        at.observation,
+        at.previous_observation,
+        at.previous_action,
+        at.previous_reward,
+        at.episode_start,
+    ):
         covered[part] += 1
     assert (covered == 1).all()
 

@@ -50,7 +50,7 @@ def test_tokens_worked_by_hand():
     tokens.append(env.reset()[0])
     tokens.append(env.step(np.array([0.3]))[0])
     tokens.append(env.reset(seed=1)[0])
-    expected = [  # observation, previous observation, previous action (clipped), previous reward, episode start
+    expected = [  # observation, previous: observation, action (clipped), reward; episode start
         [1, 0, 0, 0, 1],
         [2, 1, 0.1, 20, 0],
         [3, 2, 0.5, 30, 0],
@@ -82,9 +82,7 @@ def test_rows_of_the_vector_wrapper_equal_the_single_wrapper(rows):
     rng = np.random.default_rng(0)
     with closing(gymnasium.make_vec(REACHER, num_envs=rows, tasks=tasks, max_episode_steps=4)) as vector:
         env = VectorExperienceObservation(vector)
-        singles = [
-            ExperienceObservation(gymnasium.make(REACHER, task=task, max_episode_steps=4)) for task in tasks
-        ]
+        singles = [ExperienceObservation(gymnasium.make(REACHER, task=task, max_episode_steps=4)) for task in tasks]
         tokens, _ = env.reset(seed=5)
         assert env.observation_space.contains(tokens)
         expected = [single.reset(seed=5 + i)[0] for i, single in enumerate(singles)]

@@ -1,4 +1,4 @@
-"""Measuring the anchors of an environment: what doing nothing, acting at random, acting blind and being told are worth."""
+"""Measuring an environment's anchors: what doing nothing, acting at random, acting blind and being told are worth."""
 
 import json
 from dataclasses import asdict, replace

@@ -112,9 +112,7 @@ def _collect(
     every = max(1, config.steps // config.ppo.n_steps // config.snapshots) * config.ppo.n_steps
     steps = writer.steps
     with _progress(quiet) as bar:
-        task = bar.add_task(
-            "collecting", total=config.steps * env.num_envs, completed=steps * env.num_envs, note=""
-        )
+        task = bar.add_task("collecting", total=config.steps * env.num_envs, completed=steps * env.num_envs, note="")
         while steps < config.steps:
             recordings: list[Recording] = []
             for _ in range(config.shard_steps // config.ppo.n_steps):
@@ -128,7 +126,10 @@ def _collect(
                 bar.update(task, completed=steps * env.num_envs, note=f"return {per_episode:8.2f}")
             writer.append(_joined(recordings), _state(env, learner, collector))
             if not bar.console.is_terminal and not quiet:
-                print(f"{steps} of {config.steps} steps per history, return per episode {per_episode:.2f}", flush=True)
+                print(
+                    f"{steps} of {config.steps} steps per history, return per episode {per_episode:.2f}",
+                    flush=True,
+                )
             if on_shard is not None:
                 on_shard(steps)
     bounds = env.single_action_space
@@ -193,11 +194,7 @@ def _begin_or_resume(
     if saved is not None:
         env.set_state({k.removeprefix("env."): v for k, v in saved.items() if k.startswith("env.")})
         learner.load_state_dict(
-            {
-                k.removeprefix("ppo."): torch.from_numpy(v.copy())
-                for k, v in saved.items()
-                if k.startswith("ppo.")
-            }
+            {k.removeprefix("ppo."): torch.from_numpy(v.copy()) for k, v in saved.items() if k.startswith("ppo.")}
         )
         observations = saved["observations"]
     return RolloutCollector(env, learner, observations)
@@ -219,7 +216,8 @@ def _joined(recordings: list[Recording]) -> dict[str, np.ndarray]:
     return {**arrays, "final_observations": np.concatenate([end for ends in per_history for end in ends])}
 
 
-def _manifest(config: CollectionConfig) -> Manifest:
+def collection_manifest(config: CollectionConfig) -> Manifest:
+    """What the dataset of a collection says about itself."""
     split = task_split(config.env_id, config.split)
     definition = env_definition(config.env_id)
     tasks = [task for part in config.subset.split("+") for task in split.subset(part)]

@@ -33,6 +33,7 @@ from icrl_agents.model import InContextModel
 from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.lock import DirectoryLock
 from icrl_agents.training.manifest import Manifest
+from icrl_agents.training.on_policy import OnPolicyConfig, OnPolicySampler, Teachers
 from icrl_agents.training.run_log import RunLog
 from icrl_agents.training.run_state import RunState, claim_run, load_run, save_run
 from icrl_agents.training.validation import (
@@ -79,6 +80,9 @@ class DistillationConfig:
         val_episodes: episodes of each validation roll-out; 0 does without roll-outs.
         validate_every: updates between validations; the last update is always validated.
         seed: of the weights, the order of the data and the noise.
+        on_policy: None distils the histories as they are; otherwise the student acts itself and the sources'
+            final policies label what it meets, see :mod:`icrl_agents.training.on_policy`. The histories then only
+            give tasks and teachers.
     """
 
     name: str
@@ -106,6 +110,7 @@ class DistillationConfig:
     val_episodes: int = 20
     validate_every: int = 100
     seed: int = 0
+    on_policy: OnPolicyConfig | None = None
 
     def __post_init__(self) -> None:
         at_least_one = ("updates", "batch_size", "episodes", "keep_every", "validate_every")
@@ -141,6 +146,7 @@ def train(
     out_dir: str | Path,
     final_policy: FinalPolicy | None = None,
     *,
+    teachers: Teachers | None = None,
     rollout: Rollout | None = None,
     tensorboard: bool = True,
     quiet: bool = False,
@@ -153,6 +159,7 @@ def train(
         dataset_dir: a complete dataset of learning histories.
         out_dir: of the run; becomes a checkpoint.
         final_policy: ``(task_index, observations [n, N_o]) -> actions [n, A]``, for that target.
+        teachers: the sources' final policies, for on-policy distillation.
         rollout: validation roll-outs; None runs ``config.val_episodes`` episodes on the split's val tasks.
         tensorboard: write TensorBoard files into ``out_dir``.
         quiet: no progress bar.
@@ -174,7 +181,7 @@ def train(
     out_dir = Path(out_dir)
     with DirectoryLock(out_dir), torch.random.fork_rng():
         claim_run(out_dir, {"config": to_dict(config), "data": manifest.digest()})
-        run = _Run(config, dataset, out_dir, final_policy, rollout, torch.device(device))
+        run = _Run(config, dataset, out_dir, final_policy, teachers, rollout, torch.device(device))
         with RunLog(out_dir, config.updates, run.state.update, tensorboard=tensorboard, quiet=quiet) as log:
             return run.finish(log)
 
@@ -188,6 +195,7 @@ class _Run:
         dataset: HistoryDataset,
         directory: Path,
         final_policy: FinalPolicy | None,
+        teachers: Teachers | None,
         rollout: Rollout | None,
         device: torch.device,
     ) -> None:
@@ -200,14 +208,30 @@ class _Run:
         self._agent_config = agent_config(config, dataset.manifest)
         kept, held_out = _split(config, dataset, self._agent_config, final_policy)
         length = config.episodes * dataset.manifest.episode_steps
-        self._sampler = WindowSampler(
-            kept,
-            config.batch_size,
-            length,
-            from_start=config.from_start,
-            random_offset=config.random_offset,
-            seed=_seed(config.seed, "windows"),
-        )
+        self._sampler: WindowSampler | OnPolicySampler
+        if config.on_policy is None:
+            self._sampler = WindowSampler(
+                kept,
+                config.batch_size,
+                length,
+                from_start=config.from_start,
+                random_offset=config.random_offset,
+                seed=_seed(config.seed, "windows"),
+            )
+        elif teachers is None:
+            raise ConfigError("on-policy distillation needs the final policy of every source")
+        else:
+            self._sampler = OnPolicySampler(
+                config.on_policy,
+                dataset.manifest,
+                self._agent_config,
+                teachers,
+                directory,
+                updates=config.updates,
+                batch_size=config.batch_size,
+                episodes=config.episodes,
+                seed=_seed(config.seed, "rounds"),
+            )
         self._validate = Validator(
             held_out,
             length,
@@ -236,6 +260,8 @@ class _Run:
         with _interrupts() as interrupted:
             while self.state.update < self._config.updates:
                 update = self.state.update + 1
+                if self._sampler.prepare(update, self._model):
+                    self._save()
                 log.update(update, self._update(update))
                 self.state = replace(self.state, update=update, seconds=before + time.monotonic() - began)
                 last = update == self._config.updates
@@ -249,9 +275,7 @@ class _Run:
                     log.say(text)
                     raise KeyboardInterrupt(text)
         assert self.state.best_score is not None
-        return TrainingResult(
-            self._directory, self.state.best_update, self.state.best_score, self.state.seconds
-        )
+        return TrainingResult(self._directory, self.state.best_update, self.state.best_score, self.state.seconds)
 
     def _update(self, update: int) -> dict[str, float]:
         """One optimiser step; its numbers."""
@@ -287,17 +311,14 @@ class _Run:
             metrics["val_returns"] = found.returns
         log.record(self.state.update, metrics)
         shown = {name: value for name, value in metrics.items() if isinstance(value, float)}
-        log.say(
-            f"update {self.state.update}: "
-            + ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
-        )
+        log.say(f"update {self.state.update}: " + ", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
         if self.state.best_score is None or found.score >= self.state.best_score:
             self.state = replace(self.state, best_update=self.state.update, best_score=found.score)
             self._save_checkpoint()
 
     def _save_checkpoint(self) -> None:
         training = {
-            "recipe": "algorithm distillation",
+            "recipe": "algorithm distillation" if self._config.on_policy is None else "on-policy distillation",
             "config": to_dict(self._config),
             "data": self._manifest.identity() | {"steps": self._manifest.progress.steps},
             "data_digest": self._manifest.digest(),
@@ -322,9 +343,7 @@ def agent_config(config: DistillationConfig, manifest: Manifest) -> AgentConfig:
     space = env.action_space
     env.close()
     if not isinstance(space, gymnasium.spaces.Box) or space.shape != (manifest.action_dim,):
-        raise DatasetError(
-            f"the data has actions of {manifest.action_dim} entries, {config.env_id} has {space}"
-        )
+        raise DatasetError(f"the data has actions of {manifest.action_dim} entries, {config.env_id} has {space}")
     model = ModelConfig(
         observation_dim=manifest.observation_dim,
         action_dim=manifest.action_dim,
@@ -362,8 +381,7 @@ def _split(
         parts[dataset.task_index(h) in held_out].append(h)
     low, high = np.asarray(agent.action_low), np.asarray(agent.action_high)
     train_part, val_part = (
-        KeptHistories(dataset, part, config.keep_every, config.target, low, high, final_policy)
-        for part in parts
+        KeptHistories(dataset, part, config.keep_every, config.target, low, high, final_policy) for part in parts
     )
     return train_part, val_part
 

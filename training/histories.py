@@ -194,9 +194,7 @@ class HistoryWriter:
         tasks = len(self._manifest.tasks)
         for name, array in arrays.items():
             if array.shape[:1] != (tasks,):
-                raise DatasetError(
-                    f"snapshot {name}: expected a first axis of {tasks} tasks, got {array.shape}"
-                )
+                raise DatasetError(f"snapshot {name}: expected a first axis of {tasks} tasks, got {array.shape}")
         snapshot = Snapshot(**self._write(f"snapshots/{step:09d}.safetensors", arrays), step=step)
         if step <= self.steps:
             self._commit(snapshots=(*self._manifest.progress.snapshots, snapshot))
@@ -211,9 +209,7 @@ class HistoryWriter:
         """
         returns = tuple(float(value) for value in final_returns)
         if len(returns) != len(self._manifest.tasks) or not np.isfinite(returns).all():
-            raise DatasetError(
-                f"final_returns: expected {len(self._manifest.tasks)} finite numbers, got {returns}"
-            )
+            raise DatasetError(f"final_returns: expected {len(self._manifest.tasks)} finite numbers, got {returns}")
         state = self._manifest.progress.state
         pending, self._pending = self._pending, []
         snapshots = (*self._manifest.progress.snapshots, *pending)
@@ -329,9 +325,7 @@ class HistoryDataset:
         """
         snapshots = self.manifest.progress.snapshots
         if not -len(snapshots) <= index < len(snapshots):
-            raise DatasetError(
-                f"{self._directory} has {len(snapshots)} policy snapshots; there is no [{index}]"
-            )
+            raise DatasetError(f"{self._directory} has {len(snapshots)} policy snapshots; there is no [{index}]")
         arrays = _load(self._directory / snapshots[index].file)
         return {name: a.astype(np.float32) if a.dtype.kind == "f" else a for name, a in arrays.items()}
 
@@ -343,16 +337,11 @@ class HistoryDataset:
         """
         for entry in self.manifest.progress.files:
             if _sha256(self._directory / entry.file) != entry.sha256:
-                raise DatasetError(
-                    f"{self._directory / entry.file} is damaged: its sha256 is not the manifest's"
-                )
+                raise DatasetError(f"{self._directory / entry.file} is damaged: its sha256 is not the manifest's")
 
     @cached_property
     def _shards(self) -> list["_OpenShard"]:
-        return [
-            _OpenShard(self._directory / s.file, s.steps, self.manifest)
-            for s in self.manifest.progress.shards
-        ]
+        return [_OpenShard(self._directory / s.file, s.steps, self.manifest) for s in self.manifest.progress.shards]
 
     def _index(self, history: int) -> int:
         if not 0 <= history < len(self):

@@ -163,9 +163,7 @@ def load_manifest(directory: Path) -> Manifest:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise DatasetError(
-            f"{directory} is no dataset of learning histories: it has no manifest.json"
-        ) from None
+        raise DatasetError(f"{directory} is no dataset of learning histories: it has no manifest.json") from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DatasetError(f"{path} is damaged: {error}") from None
     if isinstance(data, dict) and data.get("format_version") != FORMAT_VERSION:

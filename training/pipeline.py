@@ -61,7 +61,11 @@ def reproduce(
     histories = data / short / "histories"
     name = f"{short}-{backbone}{'-masked' if mask_rewards else ''}"
     checkpoint = out / name
-    collect = _timed(histories.parent, "collect", lambda: run_collection(env_id, histories, preset=preset, seed=seed, quiet=quiet))
+    collect = _timed(
+        histories.parent,
+        "collect",
+        lambda: run_collection(env_id, histories, preset=preset, seed=seed, quiet=quiet),
+    )
     train = _timed(
         checkpoint,
         "train",
@@ -105,12 +109,10 @@ def run_training(
     """
     config = distillation_preset(env_id, preset, backbone)
     config = replace(config, **{name: value for name, value in changes.items() if value is not None})
-    final_policy = None
-    if config.target == "final_policy":
-        agent_space = make_rows(env_id, HistoryDataset(histories).manifest.tasks[:1], 1).single_action_space
-        snapshot = HistoryDataset(histories).snapshot()
-        final_policy = SnapshotPolicies(snapshot, agent_space.low, agent_space.high).act_as  # type: ignore[attr-defined]
-    return train(config, histories, checkpoint, final_policy, quiet=quiet)
+    dataset = HistoryDataset(histories)
+    space = make_rows(env_id, dataset.manifest.tasks[:1], 1).single_action_space
+    teachers = SnapshotPolicies(dataset.snapshot(), space.low, space.high)  # type: ignore[attr-defined]
+    return train(config, histories, checkpoint, teachers.act_as, teachers=teachers, quiet=quiet)
 
 
 def evaluate_checkpoint(checkpoint: Path) -> None:

@@ -92,9 +92,7 @@ def _lines(path: Path) -> list[str]:
     """Whole lines of a log; a kill may have cut the last."""
     if not path.exists():
         return []
-    return [
-        line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
-    ]
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
 
 
 def _summary_writer(directory: Path, done: int) -> Any:

@@ -97,9 +97,7 @@ def load_run(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer
         parameters = dict(model.named_parameters())
         for key in (name for name in tensors if name.startswith("optimizer.")):
             _, moment, name = key.split(".", 2)
-            device = (
-                "cpu" if moment == "step" else parameters[name].device
-            )  # AdamW counts its steps on the CPU
+            device = "cpu" if moment == "step" else parameters[name].device  # AdamW counts its steps on the CPU
             optimizer.state[parameters[name]][moment] = tensors[key].to(device)
     except (SafetensorError, OSError, KeyError, RuntimeError, ConfigError) as error:
         raise DatasetError(f"{path} is damaged: {error}") from None

@@ -115,9 +115,7 @@ class Validator:
 
 def on_device(batch: WindowBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens ``[B, L, T]``, targets ``[B, L, A]`` and mask ``[B, L]`` as tensors."""
-    tokens, targets, mask = (
-        torch.from_numpy(a).to(device) for a in (batch.tokens, batch.targets, batch.mask)
-    )
+    tokens, targets, mask = (torch.from_numpy(a).to(device) for a in (batch.tokens, batch.targets, batch.mask))
     return tokens, targets, mask
 
 
@@ -139,9 +137,7 @@ def rollout_on_unseen_tasks(manifest: Manifest, episodes: int, seed: int) -> Rol
         )
     trained = [json.dumps(dict(task), sort_keys=True) for task in manifest.tasks]
     if any(json.dumps(task, sort_keys=True) in trained for task in split.val):
-        raise DatasetError(
-            f"the data ({manifest.subset}) was collected on validation tasks; val_episodes must be 0"
-        )
+        raise DatasetError(f"the data ({manifest.subset}) was collected on validation tasks; val_episodes must be 0")
     return lambda agent: rollout(agent, split.val, episodes, seed).returns
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from icrl_agents.errors import ConfigError, DatasetError
+from icrl_agents.model import InContextModel
 from icrl_agents.tokens import TokenLayout
 from icrl_agents.training.histories import History, HistoryDataset
 
@@ -200,6 +201,10 @@ class WindowSampler:
         self._random = np.random.default_rng(seed)
         self._order: list[int] = []  # histories still to be drawn in this round
         self._kept = [] if random_offset else [source.load(i) for i in range(len(source))]
+
+    def prepare(self, update: int, model: InContextModel) -> bool:
+        """Histories do not change with the model: nothing to do, nothing to save."""
+        return False
 
     def sample(self) -> WindowBatch:
         """The next batch."""

@@ -1,7 +1,7 @@
-"""What returns are worth: the reference policies' return on every val and test task, frozen as JSON files here.
+"""What returns are worth: the reference policies' returns on val and test tasks, frozen as JSON files here.
 
-``zero`` does nothing, ``random`` draws actions uniformly, ``blind`` is the best policy that sees neither task nor reward,
-``oracle`` the best task-informed one. Each file holds the command that made it.
+``zero`` does nothing, ``random`` draws actions uniformly, ``blind`` is the best policy that sees neither task nor
+reward, ``oracle`` the best task-informed one. Each file holds the command that made it.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The contract of a backbone: a causal sequence model with an explicit carry.
 
-Anything that meets it can stand behind an agent. ``forward`` and repeated ``step`` give the same outputs, also across
-``forget_before``, across chunks, and for rows that are at different times.
+Anything that meets it can stand behind an agent. ``forward`` and repeated ``step`` give the same outputs,
+also across ``forget_before``, across chunks, and for rows that are at different times.
 """
 
 from abc import ABC, abstractmethod
@@ -28,7 +28,13 @@ class Backbone(nn.Module, ABC):
     def initial_carry(
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Carry:
-        """The carry before the first step of a task, for ``batch_size`` rows; default device and dtype: the weights'."""
+        """The carry before the first step of a task.
+
+        Args:
+            batch_size: rows.
+            device: where it lies; None is where the weights are.
+            dtype: of its real tensors; None is the weights'.
+        """
 
     @abstractmethod
     def forward(
@@ -39,7 +45,7 @@ class Backbone(nn.Module, ABC):
         Args:
             x: inputs ``[B, L, D]``.
             carry: where an earlier call stopped; ``None`` is the initial carry. It is not changed.
-            forget_before: ``[B, L]`` bool; True where a new task starts: that step sees nothing before itself.
+            forget_before: ``[B, L]`` bool; True where a new task starts: it sees nothing before itself.
 
         Returns:
             Outputs ``[B, L, D]`` and the carry after the last step.
@@ -59,7 +65,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forget(self, carry: Carry, mask: Tensor) -> Carry:
-        """The rows where ``mask`` ``[B]`` is True begin anew; the others are untouched. Consumes ``carry``."""
+        """The rows where ``mask`` ``[B]`` is True begin anew, the others are untouched; consumes ``carry``."""
 
 
 def clone_carry(carry: Carry) -> Carry:

@@ -13,8 +13,8 @@
     D (of a block)  skip connection
     taps            the K - 1 inputs the convolution remembers
 
-Parameter names and shapes inside a block are those of ``mamba_ssm.modules.mamba_simple.Mamba``: weights move both
-ways.
+Parameter names and shapes inside a block are those of ``mamba_ssm.modules.mamba_simple.Mamba``: weights move
+both ways.
 """
 
 import math
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from icrl_agents.backbones.base import Backbone
 from icrl_agents.errors import ConfigError
-from icrl_agents.kernels import causal_conv, selective_scan, selective_step
+from icrl_agents.kernels import causal_conv, conv_step, selective_scan, selective_step
 
 DT_RANGE = (1e-3, 1e-1)
 """Step sizes at initialisation are log-uniform in this range (section 3.6)."""
@@ -142,12 +142,11 @@ class S6Block(nn.Module):
     def step(self, x: Tensor, carry: BlockCarry) -> tuple[Tensor, BlockCarry]:
         """``x`` ``[B, D]`` to the block's output ``[B, D]``."""
         x, z = self.in_proj(x).chunk(2, -1)  # [B, E] each
-        window = torch.cat([carry.taps, x.unsqueeze(1)], 1)  # [B, K, E]
-        x = F.silu((window * self.conv1d.weight.squeeze(1).t()).sum(1) + self.conv1d.bias)  # [B, E]
+        x, taps = conv_step(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, carry.taps)  # [B, E]
         delta, B, C = self.x_proj(x).split(self.split, -1)  # [B, R], [B, N], [B, N]
-        delta = self.dt_proj(delta)  # [B, E]
-        y, state = selective_step(x, delta, self.decay(), B, C, self.D, z, None, True, carry.state)
-        return self.out_proj(y), BlockCarry(window[:, 1:], state)
+        delta = F.linear(delta, self.dt_proj.weight)  # [B, E]
+        y, state = selective_step(x, delta, self.decay(), B, C, self.D, z, self.dt_proj.bias, True, carry.state)
+        return self.out_proj(y), BlockCarry(taps, state)
 
     def decay(self) -> Tensor:
         """A = -exp(A_log) ``[E, N]``; computed once per set of weights where no gradient is wanted."""
@@ -157,8 +156,12 @@ class S6Block(nn.Module):
             source, version, decay = self._decay
             if source.data_ptr() == self.A_log.data_ptr() and version == self.A_log._version:
                 return decay
-        decay = -torch.exp(self.A_log)
-        self._decay = (self.A_log.detach(), self.A_log._version, decay)  # detach: its address is not given anew
+        decay = -torch.exp(self.A_log.t().contiguous()).t()  # as the step reads it: no copy there
+        self._decay = (
+            self.A_log.detach(),
+            self.A_log._version,
+            decay,
+        )  # detach: its address is not given anew
         return decay
 
 

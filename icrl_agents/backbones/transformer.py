@@ -1,12 +1,12 @@
-"""A pre-norm decoder with banded causal attention, the sequence model of Algorithm Distillation (arXiv 2210.14215).
+"""A pre-norm decoder with banded causal attention, the model of Algorithm Distillation (arXiv 2210.14215).
 
     B  batch            D   d_model, model width              W  context_length, width of the band
     L  length           H   n_heads                           Q  queries attended at once
     F  d_ff             Dh  D / H, width of a head            S  keys those queries may see
 
-Every step attends to itself and the W - 1 steps before it of its own task: in training, in prefill and step by step.
-``step`` keeps the keys and values of the last W steps in a ring, position p at slot p mod W, so nothing is encoded
-twice or moved. Rotary positions are arXiv 2104.09864, section 3.4.2.
+Every step attends to itself and the W - 1 steps before it of its own task: in training, in prefill and step by
+step. ``step`` keeps the keys and values of the last W steps in a ring, position p at slot p mod W, so nothing is
+encoded twice or moved. Rotary positions are arXiv 2104.09864, section 3.4.2.
 """
 
 import math
@@ -21,7 +21,7 @@ from icrl_agents.backbones.base import Backbone
 from icrl_agents.errors import ConfigError, ContextOverrunError
 
 ROTARY_BASE = 10_000.0
-BLOCK = 256
+BLOCK = 128
 """Queries attended at once where the band is narrower than the sequence."""
 
 
@@ -35,7 +35,7 @@ class TransformerConfig:
         n_heads: attention heads; divides ``d_model``.
         d_ff: width of the feed-forward layer.
         context_length: steps that attention sees, the present one included.
-        position: ``"rotary"``, relative and unbounded; or ``"absolute"``, learned, counted from the task's start.
+        position: ``"rotary"``, relative and unbounded; or ``"absolute"``, learned, from the task's start.
         max_positions: how many absolute positions there are.
     """
 
@@ -204,20 +204,20 @@ class Transformer(Backbone):
         return carry._replace(positions=carry.positions.masked_fill(mask, 0))  # slots beyond are never read
 
     def _place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Inputs ``[B, L, D]`` with absolute positions added, or the angles ``[B or 1, L, Dh / 2]`` of rotary ones."""
+        """Inputs ``[B, L, D]``, absolute positions added; the angles of rotary ones ``[B or 1, L, Dh / 2]``."""
         if self.config.position == "rotary":
             angles = positions.unsqueeze(2).double() * self.frequencies.double()  # float32 is too coarse far out
             return x, angles.remainder(2 * math.pi).to(x.dtype)
         limit = self.config.max_positions
         if positions.numel() and int(positions.max()) >= limit:
             raise ContextOverrunError(
-                f"step {int(positions.max()) + 1} of a task, but this transformer has {limit} absolute positions"
+                f"step {int(positions.max()) + 1} of a task; this transformer has {limit} absolute positions"
             )
         return x + self.position_embedding[positions], None
 
 
 def positions_since_forget(start: Tensor, forget_before: Tensor | None, length: int) -> Tensor:
-    """Positions ``[B, L]`` of new steps, from the first ones' positions ``start`` ``[B]``; 0 where a task begins."""
+    """Positions ``[B, L]`` of new steps that follow ``start`` ``[B]`` earlier ones; 0 where a task begins."""
     time = torch.arange(length, device=start.device)  # [L]
     if forget_before is None:
         return start.unsqueeze(1) + time
@@ -226,7 +226,7 @@ def positions_since_forget(start: Tensor, forget_before: Tensor | None, length: 
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """``x`` ``[B, L, 2, H, Dh]`` with each pair (i, i + Dh / 2) turned by ``angles`` ``[B or 1, L, Dh / 2]``."""
+    """``x`` ``[B, L, 2, H, Dh]``, each pair (i, i + Dh / 2) turned by ``angles`` ``[B or 1, L, Dh / 2]``."""
     cos, sin = angles.cos()[:, :, None, None], angles.sin()[:, :, None, None]  # [B or 1, L, 1, 1, Dh / 2]
     a, b = x.chunk(2, -1)  # [B, L, 2, H, Dh / 2] each
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
@@ -267,7 +267,7 @@ def make_band(
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, band: Band) -> Tensor:
-    """What queries ``[B, H, L, Dh]`` read from keys and values ``[B, H, P + L, Dh]`` in the band: ``[B, H, L, Dh]``.
+    """What queries ``[B, H, L, Dh]`` read from keys and values ``[B, H, P + L, Dh]``: ``[B, H, L, Dh]``.
 
     Costs O(L W): each block of queries meets only the pieces of keys that its band touches.
     """
@@ -282,13 +282,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, band: Band) -> Tensor:
 
 
 def unroll(ring: Tensor, positions: Tensor, past: int) -> Tensor:
-    """The last ``past`` entries of a ring ``[B, H, W, Dh]`` in order of time, for rows at ``positions`` ``[B]``."""
+    """The last ``past`` entries of a ring ``[B, H, W, Dh]`` in order of time; rows are at ``positions`` ``[B]``."""
     back = torch.arange(-past, 0, device=ring.device)  # [P]
     return _take(ring, (positions.unsqueeze(1) + back) % ring.shape[2])
 
 
 def roll(line: Tensor, positions: Tensor, width: int) -> Tensor:
-    """Entries in order of time ``[B, H, S, Dh]`` as a ring ``[B, H, W, Dh]``, for rows now at ``positions`` ``[B]``."""
+    """Entries in order of time ``[B, H, S, Dh]`` as a ring ``[B, H, W, Dh]``; rows are at ``positions`` ``[B]``."""
     slot = torch.arange(width, device=line.device)  # [W]
     age = (positions.unsqueeze(1) - 1 - slot) % width  # [B, W], steps before the last one
     return _take(line, (line.shape[2] - 1 - age).clamp(min=0))

@@ -1,7 +1,7 @@
-"""The selective state space scan (S6), its step and its convolution, and the one place that chooses how to run them.
+"""The selective state space scan (S6), its step and its convolution, and the place that chooses how to run them.
 
-Everything is channels-last: sequences ``[B, L, E]``, states ``[B, N, E]``, taps of the convolution ``[B, K - 1, E]``.
-The letters are explained in :mod:`icrl_agents.kernels.reference`.
+Everything is channels-last: sequences ``[B, L, E]``, states ``[B, N, E]``, the convolution's taps
+``[B, K - 1, E]``. The letters are explained in :mod:`icrl_agents.kernels.reference`.
 
 ========== ================================================== ==========================================
 kernel     runs                                               where
@@ -47,10 +47,11 @@ def selective_scan(
     forget_before: Tensor | None = None,
     kernel: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""The selective scan over whole sequences (Mamba, arXiv 2312.00752, eq. 2, with :math:`\bar B = \Delta B`).
+    r"""The selective scan over whole sequences (Mamba, arXiv 2312.00752, eq. 2; :math:`\bar B = \Delta B`).
 
     .. math::
-        h_t = \exp(\Delta_t A) h_{t-1} + \Delta_t B_t u_t, \qquad y_t = (C_t h_t + D u_t) \, \mathrm{silu}(z_t)
+        h_t = \exp(\Delta_t A) h_{t-1} + \Delta_t B_t u_t, \qquad
+        y_t = (C_t h_t + D u_t) \, \mathrm{silu}(z_t)
 
     Differentiable in every real argument, also through the final state.
 
@@ -103,6 +104,7 @@ def selective_step(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     state: Tensor,
+    kernel: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step of :func:`selective_scan`, the same arguments without their length axis.
 
@@ -117,11 +119,14 @@ def selective_step(
         delta_bias: ``[E]``.
         delta_softplus: apply softplus to ``delta``.
         state: state before this step ``[B, N, E]``; not changed.
+        kernel: run this kernel; where gradients are wanted it is the reference.
 
     Returns:
         Output ``[B, E]`` and the state after this step ``[B, N, E]``.
     """
-    return reference.selective_step(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
+    real = (u, delta, A, B, C, D, z, delta_bias, state)
+    run = reference if _wants_gradient(*real) else _choose(kernel, *real)
+    return run.selective_step(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
 
 
 def causal_conv(
@@ -139,7 +144,7 @@ def causal_conv(
         weight: ``[E, K]``, the present input's weight last.
         bias: ``[E]``.
         initial_taps: the K - 1 inputs before the first step, oldest first ``[B, K - 1, E]``; None is zero.
-        forget_before: ``[B, L]`` bool; where True, that step and those after it do not see the inputs before it.
+        forget_before: ``[B, L]`` bool; where True, no step from there on sees the inputs before it.
         kernel: run this kernel.
 
     Returns:
@@ -157,6 +162,30 @@ def causal_conv(
     _check("forget_before", forget_before, (batch, length))
     y = _choose(kernel, x, weight, bias, initial_taps).causal_conv(x, weight, bias, initial_taps, forget_before)
     return y, _final_taps(x, taps, initial_taps, forget_before)
+
+
+def conv_step(
+    x: Tensor, weight: Tensor, bias: Tensor | None, taps: Tensor, kernel: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """One step of :func:`causal_conv`.
+
+    Args:
+        x: input ``[B, E]``.
+        weight: ``[E, K]``, the present input's weight last.
+        bias: ``[E]``.
+        taps: the K - 1 inputs before this one, oldest first ``[B, K - 1, E]``; not changed.
+        kernel: run this kernel; where gradients are wanted it is the reference.
+
+    Returns:
+        Output ``[B, E]`` and the last K - 1 inputs ``[B, K - 1, E]``.
+    """
+    real = (x, weight, bias, taps)
+    run = reference if _wants_gradient(*real) else _choose(kernel, *real)
+    return run.conv_step(x, weight, bias, taps)
+
+
+def _wants_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _final_taps(x: Tensor, taps: int, initial_taps: Tensor | None, forget_before: Tensor | None) -> Tensor:
@@ -204,4 +233,4 @@ def _check(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
         raise InputError(f"{name}: expected shape {list(shape)}, got {list(x.shape)}")
 
 
-__all__ = ["available_kernels", "causal_conv", "selective_scan", "selective_step"]
+__all__ = ["available_kernels", "causal_conv", "conv_step", "selective_scan", "selective_step"]

@@ -2,13 +2,13 @@
 
 How it is fast:
 
-- A piece of work is one sequence times ``LANES`` channels. Its state lies as ``[N, LANES]``, so the channel axis fills
-  the SIMD lanes, B_t and C_t are broadcasts, and the state stays in the first-level cache.
+- A piece of work is one sequence times ``LANES`` channels. Its state lies as ``[N, LANES]``, so the channel
+  axis fills the SIMD lanes, B_t and C_t are broadcasts, and the state stays in the first-level cache.
 - Softplus, discretisation, scan, contraction with C, skip and gate are one pass.
 - The forward pass saves the state every ``SPAN`` steps; the backward pass recomputes the states in between.
-- Pieces run on Python threads, which numba code runs without the interpreter lock. numba's own pools are not used:
-  its OpenMP pool spins against PyTorch's for the cores, and its work queue aborts the process when two threads meet
-  in it.
+- Pieces run on Python threads: compiled code needs no interpreter lock. numba's own pools are not used: its
+  OpenMP pool spins against PyTorch's for the cores and dies in a forked child, and its work queue aborts the
+  process when two threads meet in it.
 """
 
 from typing import Any
@@ -18,14 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from icrl_agents.kernels.cpu_loops import (
-    LANES,
-    SPAN,
-    conv_backward,
-    conv_forward,
-    scan_backward,
-    scan_forward,
-)
+from icrl_agents.kernels import cpu_loops
+from icrl_agents.kernels.cpu_loops import LANES, SPAN
 from icrl_agents.kernels.threads import run_pieces
 
 LOG2_E = 1.4426950408889634
@@ -45,7 +39,40 @@ def selective_scan(
     forget_before: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`icrl_agents.kernels.selective_scan` for float32 on the CPU."""
-    return _Scan.apply(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, forget_before)
+    real = (u, delta, A, B, C, D, z, delta_bias)
+    saves = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*real, initial_state))
+    return _Scan.apply(*real, delta_softplus, initial_state, forget_before, saves)
+
+
+def selective_step(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    state: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """:func:`icrl_agents.kernels.selective_step` for float32 on the CPU, without gradients."""
+    after, y = torch.empty_like(state, memory_format=torch.contiguous_format), u.new_empty(u.shape)
+    skip = u.new_zeros(u.shape[1]) if D is None else D
+    bias = u.new_zeros(u.shape[1]) if delta_bias is None else delta_bias
+    inputs = [_array(t.contiguous()) for t in (u, delta, A.t(), B, C, skip, bias, u if z is None else z)]
+    states = [_array(t) for t in (state.contiguous(), after, y)]
+    run_pieces(cpu_loops.scan_step, len(u), 1, *inputs, delta_softplus, z is not None, *states)
+    return y, after
+
+
+def conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, taps: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`icrl_agents.kernels.conv_step` for float32 on the CPU, without gradients."""
+    after, y = torch.empty_like(taps, memory_format=torch.contiguous_format), x.new_empty(x.shape)
+    shift = x.new_zeros(x.shape[1]) if bias is None else bias
+    inputs = [_array(t.contiguous()) for t in (x, weight.t(), shift, taps)]
+    run_pieces(cpu_loops.conv_step, len(x), 1, *inputs, _array(after), _array(y))
+    return y, after
 
 
 def causal_conv(
@@ -70,18 +97,21 @@ class _Scan(torch.autograd.Function):
         delta_softplus: bool,
         initial_state: Tensor | None,
         forget_before: Tensor | None,
+        saves: bool,
     ) -> tuple[Tensor, Tensor]:
         batch, length, channels = u.shape
         states, blocks = A.shape[1], -(-channels // LANES)
         if initial_state is None:
             initial_state = u.new_zeros(batch, states, channels)
         inputs = [t.contiguous() for t in (u, delta, B, C)]
-        gate = u.new_empty(0, 0, 0) if z is None else z.contiguous()
-        forget = np.zeros((0, 0), np.bool_) if forget_before is None else _array(forget_before.contiguous())
+        gate = inputs[0] if z is None else z.contiguous()
+        forget = _forget(forget_before, batch, length)
         A_blocks = _lanes(A.t(), blocks)  # [blocks, N, LANES]
-        D_lanes, bias_lanes = _lanes(D, blocks, channels), _lanes(delta_bias, blocks, channels)  # [blocks, LANES]
-        wants_grad = any(ctx.needs_input_grad)
-        spans = -(-length // SPAN) if wants_grad else 0
+        D_lanes, bias_lanes = (
+            _lanes(D, blocks, channels),
+            _lanes(delta_bias, blocks, channels),
+        )  # [blocks, LANES]
+        spans = -(-length // SPAN) if saves else 0
         saved = u.new_empty(batch, blocks, spans, states, LANES)
         y, final_state = torch.empty_like(inputs[0]), u.new_empty(batch, states, channels)
         arguments = (
@@ -92,12 +122,20 @@ class _Scan(torch.autograd.Function):
             _array(D_lanes),
             _array(bias_lanes),
             delta_softplus,
+            z is not None,
         )
         state_in = _array(initial_state.contiguous())
         run_pieces(
-            scan_forward, batch * blocks, length, *arguments, state_in, _array(y), _array(final_state), _array(saved)
+            cpu_loops.scan_forward,
+            batch * blocks,
+            length,
+            *arguments,
+            state_in,
+            _array(y),
+            _array(final_state),
+            _array(saved),
         )
-        if wants_grad:
+        if saves:
             ctx.save_for_backward(*inputs, gate, forget_before, A_blocks, D_lanes, bias_lanes, saved)
             ctx.shape = (batch, length, channels, states)
             ctx.delta_softplus = delta_softplus
@@ -109,9 +147,11 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, gate, forget_before, A_blocks, D_lanes, bias_lanes, saved = ctx.saved_tensors
         batch, length, channels, states = ctx.shape
+        has_D, has_z, has_bias = ctx.given
         blocks = A_blocks.shape[0]
-        forget = np.zeros((0, 0), np.bool_) if forget_before is None else _array(forget_before.contiguous())
-        du, ddelta, dz = torch.empty_like(inputs[0]), torch.empty_like(inputs[0]), torch.empty_like(gate)
+        forget = _forget(forget_before, batch, length)
+        du, ddelta = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
+        dz = torch.empty_like(gate) if has_z else du
         new = inputs[0].new_empty
         dB, dC = (new(blocks, batch, length, states) for _ in range(2))  # each block's share
         dA = new(batch, blocks, states, LANES)
@@ -125,11 +165,11 @@ class _Scan(torch.autograd.Function):
             _array(D_lanes),
             _array(bias_lanes),
             ctx.delta_softplus,
+            has_z,
         )
         given = (_array(saved), _array(grad_y.contiguous()), _array(grad_state.contiguous()))
         results = map(_array, (du, ddelta, dB, dC, dz, dA, dD, dbias, dstate))
-        run_pieces(scan_backward, batch * blocks, length, *arguments, *given, *results)
-        has_D, has_z, has_bias = ctx.given
+        run_pieces(cpu_loops.scan_backward, batch * blocks, length, *arguments, *given, *results)
         return (
             du,
             ddelta,
@@ -141,6 +181,7 @@ class _Scan(torch.autograd.Function):
             dbias.sum(0).flatten()[:channels] if has_bias else None,
             None,
             dstate if ctx.needs_input_grad[9] else None,
+            None,
             None,
         )
 
@@ -161,9 +202,9 @@ class _Conv(torch.autograd.Function):
         if initial_taps is None:
             initial_taps = x.new_zeros(batch, kernel.shape[0] - 1, channels)
         taps = initial_taps.contiguous()
-        forget = np.zeros((0, 0), np.bool_) if forget_before is None else _array(forget_before.contiguous())
+        forget = _forget(forget_before, batch, length)
         y = torch.empty_like(x)
-        run_pieces(conv_forward, batch, length, *map(_array, (x, kernel, shift, taps)), forget, _array(y))
+        run_pieces(cpu_loops.conv_forward, batch, length, *map(_array, (x, kernel, shift, taps)), forget, _array(y))
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(x, kernel, shift, taps, forget_before)
         return y
@@ -173,11 +214,11 @@ class _Conv(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, kernel, shift, taps, forget_before = ctx.saved_tensors
         batch, length, channels = x.shape
-        forget = np.zeros((0, 0), np.bool_) if forget_before is None else _array(forget_before.contiguous())
+        forget = _forget(forget_before, batch, length)
         dx, dtaps = torch.zeros_like(x), torch.zeros_like(taps)
         dkernel, dshift = x.new_zeros(batch, *kernel.shape), x.new_zeros(batch, channels)
         given = (*map(_array, (x, kernel, shift, taps)), forget, _array(grad_y.contiguous()))
-        run_pieces(conv_backward, batch, length, *given, *map(_array, (dx, dkernel, dshift, dtaps)))
+        run_pieces(cpu_loops.conv_backward, batch, length, *given, *map(_array, (dx, dkernel, dshift, dtaps)))
         return (
             dx,
             dkernel.sum(0).t(),
@@ -191,8 +232,12 @@ def _array(x: Tensor) -> np.ndarray[Any, Any]:
     return x.detach().numpy()
 
 
+def _forget(forget_before: Tensor | None, batch: int, length: int) -> np.ndarray[Any, Any]:
+    return np.zeros((batch, length), np.bool_) if forget_before is None else _array(forget_before.contiguous())
+
+
 def _lanes(x: Tensor | None, blocks: int, channels: int = 0) -> Tensor:
-    """``[..., E]`` cut into blocks of channels ``[blocks, ..., LANES]``, the last one filled up with zeros."""
+    """``[..., E]`` cut into blocks of channels ``[blocks, ..., LANES]``, the last filled up with zeros."""
     if x is None:
         return torch.zeros(blocks, LANES)
     x = x.detach()

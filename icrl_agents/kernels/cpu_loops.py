@@ -1,8 +1,10 @@
 """The compiled loops behind :mod:`icrl_agents.kernels.cpu`.
 
 Letters as in :mod:`icrl_agents.kernels.reference`; a piece is a sequence b times a block of ``LANES`` channels.
-Innermost loops run over lanes with a constant count, so that LLVM turns them into straight SIMD code. Fast-math flags
-leave out ``reassoc`` (it would fold away the rounding in :func:`exp2`) except in :func:`add_any_order`.
+Innermost loops run over lanes with a constant count, so that LLVM turns them into straight SIMD code. Fast-math
+flags leave out ``reassoc`` (it would fold away the rounding in :func:`exp2`) except in :func:`add_any_order`.
+
+All loops live in this one file because numba's cache looks for changes only in the file of the function called.
 """
 
 from typing import Any
@@ -28,18 +30,21 @@ E1, E2, E3, E4, E5, E6 = (f32(np.log(2.0) ** k / d) for k, d in ((1, 1), (2, 2),
 L3, L5, L7, L9, L11, L13 = (f32(1.0 / k) for k in (3, 5, 7, 9, 11, 13))
 
 
-
 class NoAlias(Compiler):
-    """numba's usual compiler, told that a function's array arguments do not overlap: halves the time of its loops."""
+    """numba's usual compiler, told that array arguments do not overlap: halves the time of the loops."""
 
     def define_pipelines(self) -> Any:
         self.state.flags.noalias = True
         return super().define_pipelines()
 
 
+loop = njit(nogil=True, cache=True, fastmath=FLAGS, error_model="numpy")
+lanes_loop = njit(nogil=True, cache=True, fastmath=FLAGS, error_model="numpy", pipeline_class=NoAlias)
+
+
 @intrinsic
 def times_power_of_two(typing_context: Any, fraction: Any, rounded: Any) -> Any:
-    """``fraction`` times 2 to the integer in the low bits of ``rounded``, by adding to the exponent's bits."""
+    """``fraction`` times 2 to the integer in the low bits of ``rounded``, by adding to its exponent."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         integer = ir.IntType(32)
@@ -85,181 +90,250 @@ def sigmoid(x: float) -> float:
     return ONE / (ONE + exp2(power if power < HIGHEST else HIGHEST))
 
 
-@njit(nogil=True, cache=True, fastmath=FLAGS, error_model="numpy", pipeline_class=NoAlias)
-def load(row, lanes):  # type: ignore[no-untyped-def]
-    """Channels of a row into lanes, zero into those left over."""
-    width = row.shape[0]
+@lanes_loop
+def load(rows, t, low, width, lanes, i):  # type: ignore[no-untyped-def]
+    """Channels ``low`` to ``low + width`` of row ``t`` into lanes of row ``i``; zero into lanes left over."""
+    start = np.uintp(low)  # an unsigned index needs no test for a negative one
     if width == LANES:
         for e in range(LANES):
-            lanes[e] = row[e]
+            lanes[i, e] = rows[t, start + np.uintp(e)]
     else:
         for e in range(width):
-            lanes[e] = row[e]
+            lanes[i, e] = rows[t, start + np.uintp(e)]
         for e in range(width, LANES):
-            lanes[e] = ZERO
+            lanes[i, e] = ZERO
 
 
-@njit(nogil=True, cache=True, fastmath=FLAGS, error_model="numpy", pipeline_class=NoAlias)
-def store(lanes, row):  # type: ignore[no-untyped-def]
-    """As many lanes as the row has channels into the row."""
-    width = row.shape[0]
+@lanes_loop
+def store(lanes, i, rows, t, low, width):  # type: ignore[no-untyped-def]
+    """What :func:`load` read, back."""
+    start = np.uintp(low)
     if width == LANES:
         for e in range(LANES):
-            row[e] = lanes[e]
+            rows[t, start + np.uintp(e)] = lanes[i, e]
     else:
         for e in range(width):
-            row[e] = lanes[e]
+            rows[t, start + np.uintp(e)] = lanes[i, e]
 
 
-@njit(nogil=True, cache=True, fastmath=FLAGS, error_model="numpy", pipeline_class=NoAlias)
-def step_sizes(dt, bias, softplus):  # type: ignore[no-untyped-def]
-    """Bias and softplus on Delta, in place."""
-    if softplus:
-        for e in range(LANES):
-            v = dt[e] + bias[e]
-            positive = v if v > ZERO else ZERO
-            dt[e] = positive + log1p_of_fraction(exp2((v - positive - positive) * LOG2_E))
-    else:
-        for e in range(LANES):
-            dt[e] += bias[e]
-
-
-@njit(nogil=True, cache=True, fastmath=FLAGS, error_model="numpy", pipeline_class=NoAlias)
-def advance(dt, du, A2, B, C, h, y):  # type: ignore[no-untyped-def]
-    """h <- exp(dt A) h + du B and y = C h."""
+@lanes_loop
+def fill(lanes, i, value):  # type: ignore[no-untyped-def]
+    """``value`` into every lane of row ``i``."""
     for e in range(LANES):
-        y[e] = ZERO
-    for n in range(B.shape[0]):
-        b, c = B[n], C[n]
+        lanes[i, e] = value
+
+
+@lanes_loop
+def step_sizes(dt, x, i, bias, softplus, dtx):  # type: ignore[no-untyped-def]
+    """Bias and softplus on Delta, in place, and Delta times the input."""
+    for e in range(LANES):
+        v = dt[i, e] + bias[e]
+        if softplus:
+            positive = v if v > ZERO else ZERO
+            v = positive + log1p_of_fraction(exp2((v - positive - positive) * LOG2_E))
+        dt[i, e] = v
+        dtx[i, e] = v * x[i, e]
+
+
+@lanes_loop
+def advance(dt, dtx, i, A2, B, C, t, h, y):  # type: ignore[no-untyped-def]
+    """h <- exp(dt A) h + dt x B and y = C h."""
+    for e in range(LANES):
+        y[i, e] = ZERO
+    for n in range(A2.shape[0]):
+        b, c = B[t, n], C[t, n]
         for e in range(LANES):
-            state = exp2(dt[e] * A2[n, e]) * h[n, e] + du[e] * b
+            state = exp2(dt[i, e] * A2[n, e]) * h[n, e] + dtx[i, e] * b
             h[n, e] = state
-            y[e] += c * state
+            y[i, e] += c * state
 
 
-@njit(nogil=True, cache=True, fastmath=FLAGS, error_model="numpy", pipeline_class=NoAlias)
-def skip_and_gate(y, x, D, z, gated, out):  # type: ignore[no-untyped-def]
-    """out = (y + D x) silu(z)."""
-    if gated:
+@lanes_loop
+def advance_again(dt, dtx, i, A2, B, C, t, keep, h, decay, y):  # type: ignore[no-untyped-def]
+    """:func:`advance` from h[i] to h[i + 1], keeping exp(dt A); ``keep`` is 0 where the task was forgotten."""
+    for e in range(LANES):
+        y[i, e] = ZERO
+    for n in range(A2.shape[0]):
+        b, c = B[t, n], C[t, n]
         for e in range(LANES):
-            out[e] = (y[e] + D[e] * x[e]) * z[e] * sigmoid(z[e])
-    else:
+            a = keep * exp2(dt[i, e] * A2[n, e])
+            state = a * h[i, n, e] + dtx[i, e] * b
+            decay[i, n, e] = a
+            h[i + 1, n, e] = state
+            y[i, e] += c * state
+
+
+@lanes_loop
+def skip_and_gate(y, x, D, z, i, gated):  # type: ignore[no-untyped-def]
+    """y <- (y + D x) silu(z)."""
+    for e in range(LANES):
+        out = y[i, e] + D[e] * x[i, e]
+        if gated:
+            out *= z[i, e] * sigmoid(z[i, e])
+        y[i, e] = out
+
+
+@lanes_loop
+def ungate(dy, z, gated, y, x, i, D, dD):  # type: ignore[no-untyped-def]
+    """The gradients of :func:`skip_and_gate` for y and z (in place) and D (added up)."""
+    for e in range(LANES):
+        d = dy[i, e]
+        if gated:
+            gate = z[i, e]
+            s = sigmoid(gate)
+            z[i, e] = d * (y[i, e] + D[e] * x[i, e]) * s * (ONE + gate * (ONE - s))
+            d *= gate * s
+        dy[i, e] = d
+        dD[e] += d * x[i, e]
+
+
+@lanes_loop
+def retreat(dt, dtx, i, A2, B, C, t, h, decay, dy, dh, ddt2, ddtx, dA, dB, dC):  # type: ignore[no-untyped-def]
+    """The gradients of :func:`advance`: dh becomes that of the state before, dA adds up, ddt2 is of dt / ln 2."""
+    for e in range(LANES):
+        ddt2[i, e] = ZERO
+        ddtx[i, e] = ZERO
+    for n in range(A2.shape[0]):
+        b, c = B[t, n], C[t, n]
+        db = dc = ZERO
         for e in range(LANES):
-            out[e] = y[e] + D[e] * x[e]
+            g = dh[n, e] + dy[i, e] * c
+            dc = add_any_order(dc, dy[i, e] * h[i + 1, n, e])
+            db = add_any_order(db, g * dtx[i, e])
+            ddtx[i, e] += g * b
+            g *= decay[i, n, e]
+            dh[n, e] = g
+            g *= h[i, n, e]
+            ddt2[i, e] += g * A2[n, e]
+            dA[n, e] += g * dt[i, e]
+        dB[t, n] = db
+        dC[t, n] = dc
 
 
-@njit(nogil=True, cache=True, fastmath=FLAGS, error_model="numpy")
-def scan_forward(first, last, u, delta, B, C, z, forget, A2, D, bias, softplus, state_in, y, state_out, saved):  # type: ignore[no-untyped-def]
-    """Pieces ``first`` to ``last`` of the scan. Of ``z``, ``forget`` and ``saved``, an empty one is absent.
+@lanes_loop
+def finish_inputs(delta, bias, softplus, x, dt, i, dy, D, ddt2, ddtx, dbias):  # type: ignore[no-untyped-def]
+    """The gradients of delta (in place of ddt2), the input x (in place of ddtx) and the bias (added up)."""
+    for e in range(LANES):
+        d = ddt2[i, e] * LN_2 + ddtx[i, e] * x[i, e]
+        if softplus:
+            d *= sigmoid(delta[i, e] + bias[e])
+        ddt2[i, e] = d
+        ddtx[i, e] = ddtx[i, e] * dt[i, e] + dy[i, e] * D[e]
+        dbias[e] += d
+
+
+@lanes_loop
+def piece_forward(  # type: ignore[no-untyped-def]
+    u, delta, B, C, z, forget, A2, D, bias, softplus, gated, low, width, state_in, y, state_out, saved,
+    h, x, dt, dtx, acc, gate,
+):  # fmt: skip
+    """:func:`scan_forward` for one piece; the last six are scratch."""
+    length, states = u.shape[0], A2.shape[0]
+    for n in range(states):
+        load(state_in, n, low, width, h, n)
+    for start in range(0, length, SPAN):
+        steps = min(SPAN, length - start)
+        if saved.shape[0]:
+            for n in range(states):
+                for e in range(LANES):
+                    saved[start // SPAN, n, e] = h[n, e]
+        for i in range(steps):  # a loop of its own: these rows come from far, and all at once they come sooner
+            load(u, start + i, low, width, x, i)
+            load(delta, start + i, low, width, dt, i)
+            step_sizes(dt, x, i, bias, softplus, dtx)
+        for i in range(steps):
+            if forget[start + i]:
+                for n in range(states):
+                    fill(h, n, ZERO)
+            advance(dt, dtx, i, A2, B, C, start + i, h, acc)
+        for i in range(steps):
+            if gated:
+                load(z, start + i, low, width, gate, i)
+            skip_and_gate(acc, x, D, gate, i, gated)
+            store(acc, i, y, start + i, low, width)
+    for n in range(states):
+        store(h, n, state_out, n, low, width)
+
+
+@loop
+def scan_forward(  # type: ignore[no-untyped-def]
+    first, last, u, delta, B, C, z, forget, A2, D, bias, softplus, gated, state_in, y, state_out, saved
+):
+    """Pieces ``first`` to ``last`` of the scan.
 
     Args:
-        first, last: range of pieces; piece b * blocks + block.
-        u, delta, z, y: ``[B, L, E]``.
+        first, last: range of pieces; a piece is b * blocks + block.
+        u, delta, z, y: ``[B, L, E]``; z is read only if ``gated``.
         B, C: ``[B, L, N]``.
         forget: ``[B, L]``.
         A2: A log2(e) ``[blocks, N, LANES]``.
         D, bias: ``[blocks, LANES]``.
         softplus: whether delta gets one.
+        gated: whether there is a gate.
         state_in, state_out: ``[B, N, E]``.
-        saved: receives the state before every SPAN steps ``[B, blocks, spans, N, LANES]``.
+        saved: receives the state before every SPAN steps ``[B, blocks, spans, N, LANES]``, unless spans is 0.
     """
-    length, channels, states, blocks = u.shape[1], u.shape[2], B.shape[2], A2.shape[0]
-    gated, forgets, saves = z.shape[0] > 0, forget.shape[0] > 0, saved.shape[2] > 0
+    channels, states, blocks = u.shape[2], A2.shape[1], A2.shape[0]
     h = np.zeros((states, LANES), f32)
-    lanes = np.zeros((6, LANES), f32)
-    x, dt, du, acc, gate, out = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4], lanes[5]
+    x, dt, dtx = np.zeros((SPAN, LANES), f32), np.zeros((SPAN, LANES), f32), np.zeros((SPAN, LANES), f32)
+    acc, gate = np.zeros((SPAN, LANES), f32), np.zeros((SPAN, LANES), f32)
     for piece in range(first, last):
         b, block = piece // blocks, piece % blocks
-        low, high = block * LANES, min((block + 1) * LANES, channels)
+        low = block * LANES
+        piece_forward(
+            u[b], delta[b], B[b], C[b], z[b], forget[b], A2[block], D[block], bias[block], softplus, gated,
+            low, min(LANES, channels - low), state_in[b], y[b], state_out[b], saved[b, block],
+            h, x, dt, dtx, acc, gate,
+        )  # fmt: skip
+
+
+@lanes_loop
+def piece_backward(  # type: ignore[no-untyped-def]
+    u, delta, B, C, z, forget, A2, D, bias, softplus, gated, low, width, saved, dy, dstate_out,
+    du, ddelta, dB, dC, dz, dA, dD, dbias, dstate_in,
+    h, decay, dh, x, dt, dtx, acc, step, gate, dout, ddt2, ddtx,
+):  # fmt: skip
+    """:func:`scan_backward` for one piece; the last twelve are scratch."""
+    length, states = u.shape[0], A2.shape[0]
+    for n in range(states):
+        fill(dA, n, ZERO)
+        load(dstate_out, n, low, width, dh, n)
+    for e in range(LANES):
+        dD[e] = ZERO
+        dbias[e] = ZERO
+    for span in range(saved.shape[0] - 1, -1, -1):
+        start = span * SPAN
+        steps = min(SPAN, length - start)
         for n in range(states):
-            load(state_in[b, n, low:high], h[n])
-        for t in range(length):
-            if saves and t % SPAN == 0:
-                saved[b, block, t // SPAN] = h
-            if forgets and forget[b, t]:
-                h[:] = ZERO
-            load(u[b, t, low:high], x)
-            load(delta[b, t, low:high], dt)
-            step_sizes(dt, bias[block], softplus)
             for e in range(LANES):
-                du[e] = dt[e] * x[e]
-            advance(dt, du, A2[block], B[b, t], C[b, t], h, acc)
+                h[0, n, e] = saved[span, n, e]
+        for i in range(steps):
+            load(u, start + i, low, width, x, i)
+            load(delta, start + i, low, width, dt, i)
+            load(dy, start + i, low, width, dout, i)
             if gated:
-                load(z[b, t, low:high], gate)
-            skip_and_gate(acc, x, D[block], gate, gated, out)
-            store(out, y[b, t, low:high])
-        for n in range(states):
-            store(h[n], state_out[b, n, low:high])
+                load(z, start + i, low, width, gate, i)
+            step_sizes(dt, x, i, bias, softplus, dtx)
+        for i in range(steps):
+            keep = ZERO if forget[start + i] else ONE
+            advance_again(dt, dtx, i, A2, B, C, start + i, keep, h, decay, acc)
+        for i in range(steps - 1, -1, -1):
+            ungate(dout, gate, gated, acc, x, i, D, dD)
+            retreat(dt, dtx, i, A2, B, C, start + i, h, decay, dout, dh, ddt2, ddtx, dA, dB, dC)
+        for i in range(steps):
+            load(delta, start + i, low, width, step, i)
+            finish_inputs(step, bias, softplus, x, dt, i, dout, D, ddt2, ddtx, dbias)
+            store(ddt2, i, ddelta, start + i, low, width)
+            store(ddtx, i, du, start + i, low, width)
+            if gated:
+                store(gate, i, dz, start + i, low, width)
+    for n in range(states):
+        store(dh, n, dstate_in, n, low, width)
 
 
-@njit(nogil=True, cache=True, fastmath=FLAGS, error_model="numpy", pipeline_class=NoAlias)
-def advance_again(dt, du, A2, B, C, keep, before, decay, after, y):  # type: ignore[no-untyped-def]
-    """:func:`advance` out of place; keeps exp(dt A), which is 0 where ``keep`` is 0 because the task was forgotten."""
-    for e in range(LANES):
-        y[e] = ZERO
-    for n in range(B.shape[0]):
-        b, c = B[n], C[n]
-        for e in range(LANES):
-            a = keep * exp2(dt[e] * A2[n, e])
-            state = a * before[n, e] + du[e] * b
-            decay[n, e] = a
-            after[n, e] = state
-            y[e] += c * state
-
-
-@njit(nogil=True, cache=True, fastmath=FLAGS, error_model="numpy", pipeline_class=NoAlias)
-def ungate(dout, y, x, D, z, gated, dy, dz, dD):  # type: ignore[no-untyped-def]
-    """The gradients of :func:`skip_and_gate` for y, z and D (added up)."""
-    if gated:
-        for e in range(LANES):
-            s = sigmoid(z[e])
-            dy[e] = dout[e] * z[e] * s
-            dz[e] = dout[e] * (y[e] + D[e] * x[e]) * s * (ONE + z[e] * (ONE - s))
-    else:
-        for e in range(LANES):
-            dy[e] = dout[e]
-    for e in range(LANES):
-        dD[e] += dy[e] * x[e]
-
-
-@njit(nogil=True, cache=True, fastmath=FLAGS, error_model="numpy", pipeline_class=NoAlias)
-def retreat(dt, du, A2, B, C, before, decay, after, dy, dh, ddt2, ddu, dA, dB, dC):  # type: ignore[no-untyped-def]
-    """The gradients of :func:`advance`: dh becomes that of the state before, dA adds up; ddt2 is that of dt / ln 2."""
-    for e in range(LANES):
-        ddt2[e] = ZERO
-        ddu[e] = ZERO
-    for n in range(B.shape[0]):
-        b, c = B[n], C[n]
-        db = dc = ZERO
-        for e in range(LANES):
-            g = dh[n, e] + dy[e] * c
-            dc = add_any_order(dc, dy[e] * after[n, e])
-            db = add_any_order(db, g * du[e])
-            ddu[e] += g * b
-            g *= decay[n, e]
-            dh[n, e] = g
-            g *= before[n, e]
-            ddt2[e] += g * A2[n, e]
-            dA[n, e] += g * dt[e]
-        dB[n] = db
-        dC[n] = dc
-
-
-@njit(nogil=True, cache=True, fastmath=FLAGS, error_model="numpy", pipeline_class=NoAlias)
-def finish_inputs(delta, bias, softplus, x, dt, dy, D, ddt2, ddu, dx, dbias):  # type: ignore[no-untyped-def]
-    """The gradients of the inputs u (to dx), delta (in place of ddt2) and of the bias (added up)."""
-    for e in range(LANES):
-        dx[e] = ddu[e] * dt[e] + dy[e] * D[e]
-        d = ddt2[e] * LN_2 + ddu[e] * x[e]
-        if softplus:
-            d *= sigmoid(delta[e] + bias[e])
-        ddt2[e] = d
-        dbias[e] += d
-
-
-@njit(nogil=True, cache=True, fastmath=FLAGS, error_model="numpy")
+@loop
 def scan_backward(  # type: ignore[no-untyped-def]
-    first, last, u, delta, B, C, z, forget, A2, D, bias, softplus, saved, dy, dstate_out,
+    first, last, u, delta, B, C, z, forget, A2, D, bias, softplus, gated, saved, dy, dstate_out,
     du, ddelta, dB, dC, dz, dA, dD, dbias, dstate_in,
 ):  # fmt: skip
     """Gradients of pieces ``first`` to ``last``; arguments as in :func:`scan_forward`, and:
@@ -271,63 +345,90 @@ def scan_backward(  # type: ignore[no-untyped-def]
         dA: receives each sequence's share ``[B, blocks, N, LANES]``.
         dD, dbias: receive each sequence's share ``[B, blocks, LANES]``.
     """
-    length, channels, states, blocks = u.shape[1], u.shape[2], B.shape[2], A2.shape[0]
-    gated, forgets = z.shape[0] > 0, forget.shape[0] > 0
-    h = np.zeros((SPAN + 1, states, LANES), f32)
-    decay = np.zeros((SPAN, states, LANES), f32)
+    channels, states, blocks = u.shape[2], A2.shape[1], A2.shape[0]
+    h, decay = np.zeros((SPAN + 1, states, LANES), f32), np.zeros((SPAN, states, LANES), f32)
     dh = np.zeros((states, LANES), f32)
-    rows = np.zeros((4, SPAN, LANES), f32)
-    x, dt, dtx, acc = rows[0], rows[1], rows[2], rows[3]
-    lanes = np.zeros((8, LANES), f32)
-    step, gate, dout, dacc, dgate, ddt2, ddtx, dx = (
-        lanes[0], lanes[1], lanes[2], lanes[3], lanes[4], lanes[5], lanes[6], lanes[7],
-    )  # fmt: skip
+    x, dt = np.zeros((SPAN, LANES), f32), np.zeros((SPAN, LANES), f32)
+    dtx, acc = np.zeros((SPAN, LANES), f32), np.zeros((SPAN, LANES), f32)
+    step, gate, dout = (
+        np.zeros((SPAN, LANES), f32),
+        np.zeros((SPAN, LANES), f32),
+        np.zeros((SPAN, LANES), f32),
+    )
+    ddt2, ddtx = np.zeros((SPAN, LANES), f32), np.zeros((SPAN, LANES), f32)
     for piece in range(first, last):
         b, block = piece // blocks, piece % blocks
-        low, high = block * LANES, min((block + 1) * LANES, channels)
-        dA[b, block] = ZERO
-        dD[b, block] = ZERO
-        dbias[b, block] = ZERO
-        for n in range(states):
-            load(dstate_out[b, n, low:high], dh[n])
-        for span in range(saved.shape[2] - 1, -1, -1):
-            start = span * SPAN
-            steps = min(SPAN, length - start)
-            h[0] = saved[b, block, span]
-            for i in range(steps):
-                t = start + i
-                load(u[b, t, low:high], x[i])
-                load(delta[b, t, low:high], dt[i])
-                step_sizes(dt[i], bias[block], softplus)
-                for e in range(LANES):
-                    dtx[i, e] = dt[i, e] * x[i, e]
-                keep = ZERO if forgets and forget[b, t] else ONE
-                advance_again(
-                    dt[i], dtx[i], A2[block], B[b, t], C[b, t], keep, h[i], decay[i], h[i + 1], acc[i]
-                )
-            for i in range(steps - 1, -1, -1):
-                t = start + i
-                load(dy[b, t, low:high], dout)
-                if gated:
-                    load(z[b, t, low:high], gate)
-                ungate(dout, acc[i], x[i], D[block], gate, gated, dacc, dgate, dD[b, block])
-                if gated:
-                    store(dgate, dz[b, t, low:high])
-                retreat(
-                    dt[i], dtx[i], A2[block], B[b, t], C[b, t], h[i], decay[i], h[i + 1],
-                    dacc, dh, ddt2, ddtx, dA[b, block], dB[block, b, t], dC[block, b, t],
-                )  # fmt: skip
-                load(delta[b, t, low:high], step)
-                finish_inputs(
-                    step, bias[block], softplus, x[i], dt[i], dacc, D[block], ddt2, ddtx, dx, dbias[b, block]
-                )
-                store(dx, du[b, t, low:high])
-                store(ddt2, ddelta[b, t, low:high])
-        for n in range(states):
-            store(dh[n], dstate_in[b, n, low:high])
+        low = block * LANES
+        piece_backward(
+            u[b], delta[b], B[b], C[b], z[b], forget[b], A2[block], D[block], bias[block], softplus, gated,
+            low, min(LANES, channels - low), saved[b, block], dy[b], dstate_out[b],
+            du[b], ddelta[b], dB[block, b], dC[block, b], dz[b], dA[b, block], dD[b, block], dbias[b, block],
+            dstate_in[b], h, decay, dh, x, dt, dtx, acc, step, gate, dout, ddt2, ddtx,
+        )  # fmt: skip
 
 
-@njit(nogil=True, cache=True, fastmath=FLAGS, error_model="numpy")
+@lanes_loop
+def scan_step(first, last, u, delta, A, B, C, D, bias, z, softplus, gated, before, after, y):  # type: ignore[no-untyped-def]
+    """Rows ``first`` to ``last`` of one step.
+
+    Args:
+        first, last: range of rows.
+        u, delta, z, y: ``[B, E]``; z is read only if ``gated``.
+        A: ``[N, E]``.
+        B, C: ``[B, N]``.
+        D, bias: ``[E]``.
+        softplus: whether delta gets one.
+        gated: whether there is a gate.
+        before, after: states ``[B, N, E]``.
+    """
+    states, channels = A.shape
+    dt, dtx, acc = np.empty(channels, f32), np.empty(channels, f32), np.empty(channels, f32)
+    for row in range(first, last):
+        for e in range(channels):
+            v = delta[row, e] + bias[e]
+            if softplus:
+                positive = v if v > ZERO else ZERO
+                v = positive + log1p_of_fraction(exp2((v - positive - positive) * LOG2_E))
+            dt[e] = v * LOG2_E
+            dtx[e] = v * u[row, e]
+            acc[e] = D[e] * u[row, e]
+        for n in range(states):
+            b, c = B[row, n], C[row, n]
+            for e in range(channels):
+                state = exp2(dt[e] * A[n, e]) * before[row, n, e] + dtx[e] * b
+                after[row, n, e] = state
+                acc[e] += c * state
+        for e in range(channels):
+            y[row, e] = acc[e] * z[row, e] * sigmoid(z[row, e]) if gated else acc[e]
+
+
+@lanes_loop
+def conv_step(first, last, x, kernel, bias, before, after, y):  # type: ignore[no-untyped-def]
+    """Rows ``first`` to ``last`` of one step of the convolution.
+
+    Args:
+        first, last: range of rows.
+        x, y: ``[B, E]``.
+        kernel: ``[K, E]``.
+        bias: ``[E]``.
+        before, after: taps ``[B, K - 1, E]``.
+    """
+    taps, channels = before.shape[1], x.shape[1]
+    for row in range(first, last):
+        for e in range(channels):
+            y[row, e] = bias[e] + kernel[taps, e] * x[row, e]
+        for k in range(taps):
+            for e in range(channels):
+                y[row, e] += kernel[k, e] * before[row, k, e]
+        for k in range(taps - 1):
+            for e in range(channels):
+                after[row, k, e] = before[row, k + 1, e]
+        for e in range(channels):
+            after[row, taps - 1, e] = x[row, e]
+            y[row, e] *= sigmoid(y[row, e])
+
+
+@loop
 def conv_forward(first, last, x, kernel, bias, taps, forget, y):  # type: ignore[no-untyped-def]
     """Sequences ``first`` to ``last`` of the convolution.
 
@@ -337,20 +438,20 @@ def conv_forward(first, last, x, kernel, bias, taps, forget, y):  # type: ignore
         kernel: ``[K, E]``.
         bias: ``[E]``.
         taps: ``[B, K - 1, E]``.
-        forget: ``[B, L]``, or empty.
+        forget: ``[B, L]``.
     """
     length, channels, width = x.shape[1], x.shape[2], kernel.shape[0]
     for b in range(first, last):
         reach = width - 1  # earlier inputs that are seen
         for t in range(length):
-            reach = 0 if forget.shape[0] and forget[b, t] else min(reach + 1, width - 1)
+            reach = 0 if forget[b, t] else min(reach + 1, width - 1)
             convolve(b, t, reach, x, kernel, bias, taps, y[b, t])
             out = y[b, t]
             for e in range(channels):
                 out[e] *= sigmoid(out[e])
 
 
-@njit(nogil=True, cache=True, fastmath=FLAGS, error_model="numpy")
+@loop
 def convolve(b, t, reach, x, kernel, bias, taps, out):  # type: ignore[no-untyped-def]
     """One step of the convolution, before silu."""
     now, present = x[b, t], kernel[kernel.shape[0] - 1]
@@ -363,7 +464,7 @@ def convolve(b, t, reach, x, kernel, bias, taps, out):  # type: ignore[no-untype
             out[e] += tap[e] * row[e]
 
 
-@njit(nogil=True, cache=True, fastmath=FLAGS, error_model="numpy")
+@loop
 def conv_backward(first, last, x, kernel, bias, taps, forget, dy, dx, dkernel, dbias, dtaps):  # type: ignore[no-untyped-def]
     """Gradients of sequences ``first`` to ``last``; all but the given ones are zero before and added to.
 
@@ -377,7 +478,7 @@ def conv_backward(first, last, x, kernel, bias, taps, forget, dy, dx, dkernel, d
     for b in range(first, last):
         reach, shift = width - 1, dbias[b]
         for t in range(length):
-            reach = 0 if forget.shape[0] and forget[b, t] else min(reach + 1, width - 1)
+            reach = 0 if forget[b, t] else min(reach + 1, width - 1)
             convolve(b, t, reach, x, kernel, bias, taps, dpre)
             grad = dy[b, t]
             for e in range(channels):

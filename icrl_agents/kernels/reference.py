@@ -38,9 +38,7 @@ def selective_scan(
         if forget_before is not None:
             state = state.masked_fill(forget_before[:, t, None, None], 0.0)
         gate = None if z is None else z[:, t]
-        y, state = selective_step(
-            u[:, t], delta[:, t], A, B[:, t], C[:, t], D, gate, delta_bias, delta_softplus, state
-        )
+        y, state = selective_step(u[:, t], delta[:, t], A, B[:, t], C[:, t], D, gate, delta_bias, delta_softplus, state)
         outputs.append(y)
     return (torch.stack(outputs, 1) if outputs else torch.zeros_like(u)), state
 
@@ -59,8 +57,8 @@ def selective_step(
 ) -> tuple[Tensor, Tensor]:
     """:func:`icrl_agents.kernels.selective_step`: eq. 2 with A_bar = exp(Delta A) and B_bar = Delta B.
 
-    The paper's eq. 4 has the exact zero-order hold for B_bar; its first-order form is what its authors' code and
-    weights use.
+    The paper's eq. 4 has the exact zero-order hold for B_bar; its first-order form is what the authors' code
+    and weights use.
     """
     if delta_bias is not None:
         delta = delta + delta_bias
@@ -72,6 +70,13 @@ def selective_step(
     if D is not None:
         y = torch.addcmul(y, D, u)  # [B, E]
     return (y if z is None else y * F.silu(z)), state
+
+
+def conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, taps: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`icrl_agents.kernels.conv_step`."""
+    window = torch.cat([taps, x.unsqueeze(1)], 1)  # [B, K, E]
+    y = (window * weight.t()).sum(1)  # [B, E]
+    return F.silu(y if bias is None else y + bias), window[:, 1:]
 
 
 def causal_conv(

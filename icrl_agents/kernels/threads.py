@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from threading import Lock
 from typing import Any
 
@@ -30,9 +31,7 @@ def run_pieces(loop: Callable[..., None], pieces: int, steps: int, *arguments: A
         return
     bounds = [pieces * i // workers for i in range(workers + 1)]
     pool = _threads(workers - 1)
-    futures: list[Future[None]] = [
-        pool.submit(loop, first, last, *arguments) for first, last in zip(bounds[1:-1], bounds[2:], strict=True)
-    ]
+    futures: list[Future[None]] = [pool.submit(loop, first, last, *arguments) for first, last in pairwise(bounds[1:])]
     loop(0, bounds[1], *arguments)
     for future in futures:
         future.result()

@@ -49,9 +49,7 @@ def arrays(of: Manifest, ends: Sequence[Sequence[int]], steps: int, seed: int = 
         "rewards": random.normal(size=shape).astype(np.float32),
         "terminated": terminated,
         "truncated": truncated,
-        "final_observations": random.normal(size=(sum(map(len, ends)), of.observation_dim)).astype(
-            np.float32
-        ),
+        "final_observations": random.normal(size=(sum(map(len, ends)), of.observation_dim)).astype(np.float32),
     }
 
 

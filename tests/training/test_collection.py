@@ -1,4 +1,4 @@
-"""Collecting histories: what is recorded is what happened, and an interrupted collection ends as an uninterrupted one."""
+"""Collecting histories: what is recorded happened, and an interrupted collection ends as an uninterrupted one."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -96,7 +96,14 @@ def test_steps_that_do_not_divide_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["sb3-ppo", "sb3-sac"])
 def test_sb3_run_through_the_same_recorder(source: str, tmp_path: Path) -> None:
     dataset = run_collection(
-        ENV_ID, tmp_path, preset="paper", source=source, task=2, steps_per_task=5_000, subset="val", quiet=True
+        ENV_ID,
+        tmp_path,
+        preset="paper",
+        source=source,
+        task=2,
+        steps_per_task=5_000,
+        subset="val",
+        quiet=True,
     )
     assert len(dataset) == 5
     history = dataset.history(4)

@@ -3,7 +3,9 @@ import json
 import math
 import os
 import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -266,9 +268,7 @@ def test_targets_of_the_final_policy(data, tmp_path):
 def test_another_run_is_refused_and_nothing_is_overwritten(data, tmp_path, make_dataset):
     quietly(config(updates=2), data, tmp_path / "out")
     before = (tmp_path / "out/model.safetensors").read_bytes()
-    with pytest.raises(
-        ConfigError, match=r"holds another run, which differs in: config\.seed \(there 0, here 1\)"
-    ):
+    with pytest.raises(ConfigError, match=r"holds another run, which differs in: config\.seed \(there 0, here 1\)"):
         quietly(config(updates=2, seed=1), data, tmp_path / "out")
     make_dataset(tmp_path / "more", tasks=4, episodes=9)
     with pytest.raises(ConfigError, match=r"differs in: data"):
@@ -390,3 +390,35 @@ def test_unknown_presets_list_the_known():
         distillation_preset("icrl/ReacherGoal-v0", "laptop", "lstm")
     with pytest.raises(UnknownNameError, match=r"icrl/ReacherGoal-v0"):
         distillation_preset("icrl/Nowhere-v0", "laptop")
+
+
+@pytest.mark.soak
+def test_survives_kill_9(data, tmp_path):
+    """A process killed again and again ends with the weights of one that was left in peace."""
+    script = """
+import json, sys, torch
+from pathlib import Path
+from icrl_agents.config import from_dict
+from icrl_agents.training import distillation
+torch.set_num_threads(1)
+distillation.SAVE_SECONDS = 0.0
+config = from_dict(distillation.DistillationConfig, json.loads(sys.argv[1]))
+distillation.train(config, sys.argv[2], sys.argv[3], tensorboard=False, quiet=True, device="cpu")
+"""
+    of = config("mamba", updates=400, validate_every=50)
+
+    def command(out):
+        arguments = [json.dumps(dataclasses.asdict(of)), str(data), str(tmp_path / out)]
+        return [sys.executable, "-c", script, *arguments]
+
+    subprocess.run(command("whole"), check=True)
+    for row in range(50, 301, 50):
+        with subprocess.Popen(command("killed")) as process:
+            log, limit = tmp_path / "killed/metrics.jsonl", time.monotonic() + 60
+            while not log.exists() or len(log.read_text().splitlines()) < row:
+                assert process.poll() is None
+                assert time.monotonic() < limit
+                time.sleep(0.005)
+            process.send_signal(signal.SIGKILL)
+    subprocess.run(command("killed"), check=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")

