@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from icrl_agents.evaluation import EvalResult
 
 Preset = Literal["laptop", "paper"]
+Method = Literal["ad", "on-policy"]
 console = Console()
 
 
@@ -160,6 +161,8 @@ class Train:
     """Registered sequence model: mamba, transformer."""
     preset: Preset = "laptop"
     """Size, sequence length and schedule."""
+    method: Method = "ad"
+    """From the histories as they are (ad, the paper), or with the student acting and the final policies teaching."""
     out: Path | None = None
     """Folder of the checkpoint; default: runs/ENV-BACKBONE."""
     name: str | None = None
@@ -188,6 +191,7 @@ class Train:
             name=self.name or out.name,
             backbone=self.backbone,
             preset=self.preset,
+            method=self.method,
             target=self.target,
             mask_rewards=self.mask_rewards,
             updates=self.updates,
@@ -355,6 +359,8 @@ class Reproduce:
     """Registered sequence model: mamba, transformer."""
     preset: Preset = "laptop"
     """Amount of data, size and schedule."""
+    method: Method = "on-policy"
+    """As the shipped agents were made, or ad: as the paper's."""
     mask_rewards: bool = False
     """The control agent, which never sees a reward."""
     seed: int = 0
@@ -372,6 +378,7 @@ class Reproduce:
             self.env,
             backbone=self.backbone,
             preset=self.preset,
+            method=self.method,
             mask_rewards=self.mask_rewards,
             seed=self.seed,
             data=self.data,

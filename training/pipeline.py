@@ -20,7 +20,7 @@ from icrl_agents.plots import plot_results
 from icrl_agents.training.collection import make_rows
 from icrl_agents.training.distillation import TrainingResult, train
 from icrl_agents.training.histories import HistoryDataset
-from icrl_agents.training.presets import distillation_preset
+from icrl_agents.training.presets import Method, distillation_preset
 from icrl_agents.training.sources.policies import SnapshotPolicies
 from icrl_agents.training.sources.presets import run_collection
 
@@ -33,6 +33,7 @@ def reproduce(
     *,
     backbone: str = "mamba",
     preset: str = "laptop",
+    method: Method = "on-policy",
     mask_rewards: bool = False,
     seed: int = 0,
     data: Path = Path("data"),
@@ -46,10 +47,11 @@ def reproduce(
         env: short name or id.
         backbone: registered sequence model.
         preset: ``"laptop"`` or ``"paper"``.
+        method: ``"on-policy"``, as the shipped agents, or ``"ad"``, as the paper.
         mask_rewards: the control agent, which never sees a reward.
         seed: of everything.
         data: folder of datasets; the histories go to ``data/ENV/histories``.
-        out: folder of checkpoints; the agent goes to ``out/ENV-BACKBONE``.
+        out: folder of checkpoints; the agent goes to ``out/ENV-BACKBONE[-ad][-masked]``.
         quiet: no progress bars.
         **training_options: instead of the preset's.
 
@@ -59,7 +61,7 @@ def reproduce(
     env_id = resolve_env_id(env)
     short = short_name(env_id)
     histories = data / short / "histories"
-    name = f"{short}-{backbone}{'-masked' if mask_rewards else ''}"
+    name = f"{short}-{backbone}{'-ad' if method == 'ad' else ''}{'-masked' if mask_rewards else ''}"
     checkpoint = out / name
     collect = _timed(
         histories.parent,
@@ -76,6 +78,7 @@ def reproduce(
             name=name,
             backbone=backbone,
             preset=preset,
+            method=method,
             mask_rewards=mask_rewards,
             seed=seed,
             quiet=quiet,
@@ -93,6 +96,7 @@ def run_training(
     *,
     backbone: str = "mamba",
     preset: str = "laptop",
+    method: Method = "ad",
     quiet: bool = False,
     **changes: Any,
 ) -> TrainingResult:
@@ -104,10 +108,11 @@ def run_training(
         checkpoint: folder of the run.
         backbone: registered sequence model.
         preset: ``"laptop"`` or ``"paper"``.
+        method: ``"ad"`` from the histories, or ``"on-policy"``.
         quiet: no progress bar.
         **changes: fields of :class:`DistillationConfig` instead of the preset's; None leaves the preset's.
     """
-    config = distillation_preset(env_id, preset, backbone)
+    config = distillation_preset(env_id, preset, backbone, method)
     config = replace(config, **{name: value for name, value in changes.items() if value is not None})
     dataset = HistoryDataset(histories)
     space = make_rows(env_id, dataset.manifest.tasks[:1], 1).single_action_space

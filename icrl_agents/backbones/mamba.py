@@ -18,8 +18,9 @@ both ways.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -185,7 +186,8 @@ class Mamba(Backbone):
         super().__init__()
         self.config = config
         self.d_model = config.d_model
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        self.layers = cast(Sequence[Layer], layers)  # ModuleList's own type forgets what it holds
         self.norm_f = nn.RMSNorm(config.d_model, eps=1e-5)
 
     def initial_carry(

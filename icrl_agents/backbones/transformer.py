@@ -10,8 +10,9 @@ encoded twice or moved. Rotary positions are arXiv 2104.09864, section 3.4.2.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +85,7 @@ class Band(NamedTuple):
     chunks: list[int]
     queries: list[int]
     spans: list[tuple[int, int]]
-    masks: list[Tensor | None]
+    masks: Sequence[Tensor | None]
 
 
 class Layer(nn.Module):
@@ -134,7 +135,8 @@ class Transformer(Backbone):
         super().__init__()
         self.config = config
         self.d_model = config.d_model
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        self.layers = cast(Sequence[Layer], layers)  # ModuleList's own type forgets what it holds
         self.norm_f = nn.RMSNorm(config.d_model, eps=1e-5)
         head = config.d_model // config.n_heads
         if config.position == "absolute":

@@ -106,37 +106,25 @@ class _Scan(torch.autograd.Function):
         inputs = [t.contiguous() for t in (u, delta, B, C)]
         gate = inputs[0] if z is None else z.contiguous()
         forget = _forget(forget_before, batch, length)
-        A_blocks = _lanes(A.t(), blocks)  # [blocks, N, LANES]
-        D_lanes, bias_lanes = (
-            _lanes(D, blocks, channels),
-            _lanes(delta_bias, blocks, channels),
-        )  # [blocks, LANES]
+        A2 = _lanes(A.t() * LOG2_E, blocks)  # [blocks, N, LANES]
+        skip, bias = _lanes(D, blocks), _lanes(delta_bias, blocks)  # [blocks, LANES] each
+        read = (*inputs, gate, A2, skip, bias)
         spans = -(-length // SPAN) if saves else 0
         saved = u.new_empty(batch, blocks, spans, states, LANES)
         y, final_state = torch.empty_like(inputs[0]), u.new_empty(batch, states, channels)
-        arguments = (
-            *map(_array, inputs),
-            _array(gate),
-            forget,
-            _array(A_blocks * LOG2_E),
-            _array(D_lanes),
-            _array(bias_lanes),
-            delta_softplus,
-            z is not None,
-        )
-        state_in = _array(initial_state.contiguous())
+        results = (initial_state.contiguous(), y, final_state, saved)
         run_pieces(
             cpu_loops.scan_forward,
             batch * blocks,
             length,
-            *arguments,
-            state_in,
-            _array(y),
-            _array(final_state),
-            _array(saved),
+            *map(_array, read),
+            forget,
+            delta_softplus,
+            z is not None,
+            *map(_array, results),
         )
         if saves:
-            ctx.save_for_backward(*inputs, gate, forget_before, A_blocks, D_lanes, bias_lanes, saved)
+            ctx.save_for_backward(*read, forget_before, saved)
             ctx.shape = (batch, length, channels, states)
             ctx.delta_softplus = delta_softplus
             ctx.given = (D is not None, z is not None, delta_bias is not None)
@@ -145,37 +133,35 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, gate, forget_before, A_blocks, D_lanes, bias_lanes, saved = ctx.saved_tensors
+        *read, forget_before, saved = ctx.saved_tensors
         batch, length, channels, states = ctx.shape
         has_D, has_z, has_bias = ctx.given
-        blocks = A_blocks.shape[0]
-        forget = _forget(forget_before, batch, length)
-        du, ddelta = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
-        dz = torch.empty_like(gate) if has_z else du
-        new = inputs[0].new_empty
+        blocks = saved.shape[1]
+        new = saved.new_empty
+        du, ddelta = (new(batch, length, channels) for _ in range(2))
+        dz = new(batch, length, channels) if has_z else du
         dB, dC = (new(blocks, batch, length, states) for _ in range(2))  # each block's share
         dA = new(batch, blocks, states, LANES)
         dD, dbias = (new(batch, blocks, LANES) for _ in range(2))
         dstate = new(batch, states, channels)
-        arguments = (
-            *map(_array, inputs),
-            _array(gate),
-            forget,
-            _array(A_blocks * LOG2_E),
-            _array(D_lanes),
-            _array(bias_lanes),
+        given = (saved, grad_y.contiguous(), grad_state.contiguous())
+        results = (du, ddelta, dB, dC, dz, dA, dD, dbias, dstate)
+        run_pieces(
+            cpu_loops.scan_backward,
+            batch * blocks,
+            length,
+            *map(_array, read),
+            _forget(forget_before, batch, length),
             ctx.delta_softplus,
             has_z,
+            *map(_array, (*given, *results)),
         )
-        given = (_array(saved), _array(grad_y.contiguous()), _array(grad_state.contiguous()))
-        results = map(_array, (du, ddelta, dB, dC, dz, dA, dD, dbias, dstate))
-        run_pieces(cpu_loops.scan_backward, batch * blocks, length, *arguments, *given, *results)
         return (
             du,
             ddelta,
             dA.sum(0).transpose(1, 2).reshape(-1, states)[:channels],
-            dB.sum(0) if blocks > 1 else dB[0],
-            dC.sum(0) if blocks > 1 else dC[0],
+            dB.sum(0),
+            dC.sum(0),
             dD.sum(0).flatten()[:channels] if has_D else None,
             dz if has_z else None,
             dbias.sum(0).flatten()[:channels] if has_bias else None,
@@ -236,7 +222,7 @@ def _forget(forget_before: Tensor | None, batch: int, length: int) -> np.ndarray
     return np.zeros((batch, length), np.bool_) if forget_before is None else _array(forget_before.contiguous())
 
 
-def _lanes(x: Tensor | None, blocks: int, channels: int = 0) -> Tensor:
+def _lanes(x: Tensor | None, blocks: int) -> Tensor:
     """``[..., E]`` cut into blocks of channels ``[blocks, ..., LANES]``, the last filled up with zeros."""
     if x is None:
         return torch.zeros(blocks, LANES)

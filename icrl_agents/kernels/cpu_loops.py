@@ -1,3 +1,5 @@
+# mypy: ignore-errors
+# numba types and compiles these functions; mypy knows neither its intrinsics nor NumPy scalars as floats.
 """The compiled loops behind :mod:`icrl_agents.kernels.cpu`.
 
 Letters as in :mod:`icrl_agents.kernels.reference`; a piece is a sequence b times a block of ``LANES`` channels.
@@ -91,7 +93,7 @@ def sigmoid(x: float) -> float:
 
 
 @lanes_loop
-def load(rows, t, low, width, lanes, i):  # type: ignore[no-untyped-def]
+def load(rows, t, low, width, lanes, i):
     """Channels ``low`` to ``low + width`` of row ``t`` into lanes of row ``i``; zero into lanes left over."""
     start = np.uintp(low)  # an unsigned index needs no test for a negative one
     if width == LANES:
@@ -105,7 +107,7 @@ def load(rows, t, low, width, lanes, i):  # type: ignore[no-untyped-def]
 
 
 @lanes_loop
-def store(lanes, i, rows, t, low, width):  # type: ignore[no-untyped-def]
+def store(lanes, i, rows, t, low, width):
     """What :func:`load` read, back."""
     start = np.uintp(low)
     if width == LANES:
@@ -117,14 +119,14 @@ def store(lanes, i, rows, t, low, width):  # type: ignore[no-untyped-def]
 
 
 @lanes_loop
-def fill(lanes, i, value):  # type: ignore[no-untyped-def]
+def fill(lanes, i, value):
     """``value`` into every lane of row ``i``."""
     for e in range(LANES):
         lanes[i, e] = value
 
 
 @lanes_loop
-def step_sizes(dt, x, i, bias, softplus, dtx):  # type: ignore[no-untyped-def]
+def step_sizes(dt, x, i, bias, softplus, dtx):
     """Bias and softplus on Delta, in place, and Delta times the input."""
     for e in range(LANES):
         v = dt[i, e] + bias[e]
@@ -136,7 +138,7 @@ def step_sizes(dt, x, i, bias, softplus, dtx):  # type: ignore[no-untyped-def]
 
 
 @lanes_loop
-def advance(dt, dtx, i, A2, B, C, t, h, y):  # type: ignore[no-untyped-def]
+def advance(dt, dtx, i, A2, B, C, t, h, y):
     """h <- exp(dt A) h + dt x B and y = C h."""
     for e in range(LANES):
         y[i, e] = ZERO
@@ -149,7 +151,7 @@ def advance(dt, dtx, i, A2, B, C, t, h, y):  # type: ignore[no-untyped-def]
 
 
 @lanes_loop
-def advance_again(dt, dtx, i, A2, B, C, t, keep, h, decay, y):  # type: ignore[no-untyped-def]
+def advance_again(dt, dtx, i, A2, B, C, t, keep, h, decay, y):
     """:func:`advance` from h[i] to h[i + 1], keeping exp(dt A); ``keep`` is 0 where the task was forgotten."""
     for e in range(LANES):
         y[i, e] = ZERO
@@ -164,7 +166,7 @@ def advance_again(dt, dtx, i, A2, B, C, t, keep, h, decay, y):  # type: ignore[n
 
 
 @lanes_loop
-def skip_and_gate(y, x, D, z, i, gated):  # type: ignore[no-untyped-def]
+def skip_and_gate(y, x, D, z, i, gated):
     """y <- (y + D x) silu(z)."""
     for e in range(LANES):
         out = y[i, e] + D[e] * x[i, e]
@@ -174,7 +176,7 @@ def skip_and_gate(y, x, D, z, i, gated):  # type: ignore[no-untyped-def]
 
 
 @lanes_loop
-def ungate(dy, z, gated, y, x, i, D, dD):  # type: ignore[no-untyped-def]
+def ungate(dy, z, gated, y, x, i, D, dD):
     """The gradients of :func:`skip_and_gate` for y and z (in place) and D (added up)."""
     for e in range(LANES):
         d = dy[i, e]
@@ -188,7 +190,7 @@ def ungate(dy, z, gated, y, x, i, D, dD):  # type: ignore[no-untyped-def]
 
 
 @lanes_loop
-def retreat(dt, dtx, i, A2, B, C, t, h, decay, dy, dh, ddt2, ddtx, dA, dB, dC):  # type: ignore[no-untyped-def]
+def retreat(dt, dtx, i, A2, B, C, t, h, decay, dy, dh, ddt2, ddtx, dA, dB, dC):
     """The gradients of :func:`advance`: dh becomes that of the state before, dA adds up, ddt2 is of dt / ln 2."""
     for e in range(LANES):
         ddt2[i, e] = ZERO
@@ -211,7 +213,7 @@ def retreat(dt, dtx, i, A2, B, C, t, h, decay, dy, dh, ddt2, ddtx, dA, dB, dC): 
 
 
 @lanes_loop
-def finish_inputs(delta, bias, softplus, x, dt, i, dy, D, ddt2, ddtx, dbias):  # type: ignore[no-untyped-def]
+def finish_inputs(delta, bias, softplus, x, dt, i, dy, D, ddt2, ddtx, dbias):
     """The gradients of delta (in place of ddt2), the input x (in place of ddtx) and the bias (added up)."""
     for e in range(LANES):
         d = ddt2[i, e] * LN_2 + ddtx[i, e] * x[i, e]
@@ -223,7 +225,7 @@ def finish_inputs(delta, bias, softplus, x, dt, i, dy, D, ddt2, ddtx, dbias):  #
 
 
 @lanes_loop
-def piece_forward(  # type: ignore[no-untyped-def]
+def piece_forward(
     u, delta, B, C, z, forget, A2, D, bias, softplus, gated, low, width, state_in, y, state_out, saved,
     h, x, dt, dtx, acc, gate,
 ):  # fmt: skip
@@ -256,18 +258,16 @@ def piece_forward(  # type: ignore[no-untyped-def]
 
 
 @loop
-def scan_forward(  # type: ignore[no-untyped-def]
-    first, last, u, delta, B, C, z, forget, A2, D, bias, softplus, gated, state_in, y, state_out, saved
-):
+def scan_forward(first, last, u, delta, B, C, z, A2, D, bias, forget, softplus, gated, state_in, y, state_out, saved):
     """Pieces ``first`` to ``last`` of the scan.
 
     Args:
         first, last: range of pieces; a piece is b * blocks + block.
         u, delta, z, y: ``[B, L, E]``; z is read only if ``gated``.
         B, C: ``[B, L, N]``.
-        forget: ``[B, L]``.
         A2: A log2(e) ``[blocks, N, LANES]``.
         D, bias: ``[blocks, LANES]``.
+        forget: ``[B, L]``.
         softplus: whether delta gets one.
         gated: whether there is a gate.
         state_in, state_out: ``[B, N, E]``.
@@ -275,20 +275,19 @@ def scan_forward(  # type: ignore[no-untyped-def]
     """
     channels, states, blocks = u.shape[2], A2.shape[1], A2.shape[0]
     h = np.zeros((states, LANES), f32)
-    x, dt, dtx = np.zeros((SPAN, LANES), f32), np.zeros((SPAN, LANES), f32), np.zeros((SPAN, LANES), f32)
-    acc, gate = np.zeros((SPAN, LANES), f32), np.zeros((SPAN, LANES), f32)
+    rows = np.zeros((5, SPAN, LANES), f32)
     for piece in range(first, last):
         b, block = piece // blocks, piece % blocks
         low = block * LANES
         piece_forward(
             u[b], delta[b], B[b], C[b], z[b], forget[b], A2[block], D[block], bias[block], softplus, gated,
             low, min(LANES, channels - low), state_in[b], y[b], state_out[b], saved[b, block],
-            h, x, dt, dtx, acc, gate,
+            h, rows[0], rows[1], rows[2], rows[3], rows[4],
         )  # fmt: skip
 
 
 @lanes_loop
-def piece_backward(  # type: ignore[no-untyped-def]
+def piece_backward(
     u, delta, B, C, z, forget, A2, D, bias, softplus, gated, low, width, saved, dy, dstate_out,
     du, ddelta, dB, dC, dz, dA, dD, dbias, dstate_in,
     h, decay, dh, x, dt, dtx, acc, step, gate, dout, ddt2, ddtx,
@@ -332,8 +331,8 @@ def piece_backward(  # type: ignore[no-untyped-def]
 
 
 @loop
-def scan_backward(  # type: ignore[no-untyped-def]
-    first, last, u, delta, B, C, z, forget, A2, D, bias, softplus, gated, saved, dy, dstate_out,
+def scan_backward(
+    first, last, u, delta, B, C, z, A2, D, bias, forget, softplus, gated, saved, dy, dstate_out,
     du, ddelta, dB, dC, dz, dA, dD, dbias, dstate_in,
 ):  # fmt: skip
     """Gradients of pieces ``first`` to ``last``; arguments as in :func:`scan_forward`, and:
@@ -348,14 +347,7 @@ def scan_backward(  # type: ignore[no-untyped-def]
     channels, states, blocks = u.shape[2], A2.shape[1], A2.shape[0]
     h, decay = np.zeros((SPAN + 1, states, LANES), f32), np.zeros((SPAN, states, LANES), f32)
     dh = np.zeros((states, LANES), f32)
-    x, dt = np.zeros((SPAN, LANES), f32), np.zeros((SPAN, LANES), f32)
-    dtx, acc = np.zeros((SPAN, LANES), f32), np.zeros((SPAN, LANES), f32)
-    step, gate, dout = (
-        np.zeros((SPAN, LANES), f32),
-        np.zeros((SPAN, LANES), f32),
-        np.zeros((SPAN, LANES), f32),
-    )
-    ddt2, ddtx = np.zeros((SPAN, LANES), f32), np.zeros((SPAN, LANES), f32)
+    rows = np.zeros((9, SPAN, LANES), f32)
     for piece in range(first, last):
         b, block = piece // blocks, piece % blocks
         low = block * LANES
@@ -363,12 +355,13 @@ def scan_backward(  # type: ignore[no-untyped-def]
             u[b], delta[b], B[b], C[b], z[b], forget[b], A2[block], D[block], bias[block], softplus, gated,
             low, min(LANES, channels - low), saved[b, block], dy[b], dstate_out[b],
             du[b], ddelta[b], dB[block, b], dC[block, b], dz[b], dA[b, block], dD[b, block], dbias[b, block],
-            dstate_in[b], h, decay, dh, x, dt, dtx, acc, step, gate, dout, ddt2, ddtx,
+            dstate_in[b], h, decay, dh,
+            rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6], rows[7], rows[8],
         )  # fmt: skip
 
 
 @lanes_loop
-def scan_step(first, last, u, delta, A, B, C, D, bias, z, softplus, gated, before, after, y):  # type: ignore[no-untyped-def]
+def scan_step(first, last, u, delta, A, B, C, D, bias, z, softplus, gated, before, after, y):
     """Rows ``first`` to ``last`` of one step.
 
     Args:
@@ -403,7 +396,7 @@ def scan_step(first, last, u, delta, A, B, C, D, bias, z, softplus, gated, befor
 
 
 @lanes_loop
-def conv_step(first, last, x, kernel, bias, before, after, y):  # type: ignore[no-untyped-def]
+def conv_step(first, last, x, kernel, bias, before, after, y):
     """Rows ``first`` to ``last`` of one step of the convolution.
 
     Args:
@@ -429,7 +422,7 @@ def conv_step(first, last, x, kernel, bias, before, after, y):  # type: ignore[n
 
 
 @loop
-def conv_forward(first, last, x, kernel, bias, taps, forget, y):  # type: ignore[no-untyped-def]
+def conv_forward(first, last, x, kernel, bias, taps, forget, y):
     """Sequences ``first`` to ``last`` of the convolution.
 
     Args:
@@ -452,7 +445,7 @@ def conv_forward(first, last, x, kernel, bias, taps, forget, y):  # type: ignore
 
 
 @loop
-def convolve(b, t, reach, x, kernel, bias, taps, out):  # type: ignore[no-untyped-def]
+def convolve(b, t, reach, x, kernel, bias, taps, out):
     """One step of the convolution, before silu."""
     now, present = x[b, t], kernel[kernel.shape[0] - 1]
     for e in range(out.shape[0]):
@@ -465,7 +458,7 @@ def convolve(b, t, reach, x, kernel, bias, taps, out):  # type: ignore[no-untype
 
 
 @loop
-def conv_backward(first, last, x, kernel, bias, taps, forget, dy, dx, dkernel, dbias, dtaps):  # type: ignore[no-untyped-def]
+def conv_backward(first, last, x, kernel, bias, taps, forget, dy, dx, dkernel, dbias, dtaps):
     """Gradients of sequences ``first`` to ``last``; all but the given ones are zero before and added to.
 
     Args:
