@@ -238,9 +238,9 @@ class MetaVectorEnv(VectorEnv):
         for row, words in enumerate(state["rngs"].tolist()):
             generator = np.random.PCG64(0)
             full = {"state": words[0] | words[1] << 64, "inc": words[2] | words[3] << 64}
-            generator.state = {  # type: ignore[typeddict-item]  # NumPy keeps the inner type private
+            generator.state = {
                 "bit_generator": "PCG64",
-                "state": full,
+                "state": full,  # type: ignore[typeddict-item]  # NumPy keeps its type private
                 "has_uint32": 0,
                 "uinteger": 0,
             }

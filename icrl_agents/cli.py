@@ -164,7 +164,7 @@ class Train:
     method: Method = "ad"
     """From the histories as they are (ad, the paper), or with the student acting and the final policies teaching."""
     out: Path | None = None
-    """Folder of the checkpoint; default: runs/ENV-BACKBONE."""
+    """Folder of the checkpoint; default: runs/ENV-BACKBONE[-ad][-masked]."""
     name: str | None = None
     """Name of the agent; default: the folder's."""
     target: Literal["sampled", "source_mean", "final_policy"] | None = None
@@ -179,11 +179,11 @@ class Train:
     def run(self) -> None:
         """Train and say where the checkpoint is."""
         from icrl_agents.envs import resolve_env_id, short_name
-        from icrl_agents.training.pipeline import run_training
+        from icrl_agents.training.pipeline import agent_name, run_training
 
         env_id = resolve_env_id(self.env)
         short = short_name(env_id)
-        out = self.out or Path("runs") / f"{short}-{self.backbone}{'-masked' if self.mask_rewards else ''}"
+        out = self.out or Path("runs") / agent_name(short, self.backbone, self.method, self.mask_rewards)
         run_training(
             env_id,
             self.data or Path("data") / short / "histories",

@@ -21,9 +21,9 @@ from scipy import stats
 
 from icrl_agents.agent import InContextAgent
 from icrl_agents.atomic import write_text_atomically
-from icrl_agents.config import from_dict
+from icrl_agents.config import load_json
 from icrl_agents.envs import env_definition, load_anchors, task_split
-from icrl_agents.errors import ConfigError, InputError
+from icrl_agents.errors import InputError
 
 LAST_EPISODES = 5
 """Episodes at the end that make an agent's final return."""
@@ -107,6 +107,8 @@ def rollout(
         if on_episode is not None and episode.min() == episode.max():
             on_episode(int(episode[0]), float(rewards_by_step[:, episode[0] - 1].sum(1).mean()))
     env.close()
+    if rewarding is not None:
+        rewarding.close()
     returns = rewards_by_step.sum(2)
     return Rollouts(returns, lengths, rewards_by_step[:, 0], rewards_by_step[:, -1], finals)
 
@@ -162,12 +164,7 @@ class EvalResult:
         Raises:
             ConfigError: the file is missing or no such result.
         """
-        path = Path(path)
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ConfigError(f"{path} is no evaluation result: {error}") from None
-        return from_dict(cls, data, where=path.name)
+        return load_json(cls, Path(path))
 
 
 def evaluate(
@@ -196,7 +193,10 @@ def evaluate(
     Raises:
         UnknownNameError: no such split or subset, or it has no anchors.
         TaskError: the anchors are of another split content.
+        InputError: no tasks, episodes or seeds.
     """
+    if (tasks is not None and tasks < 1) or not seeds:
+        raise InputError(f"tasks is at least 1 and there is at least one seed, got {tasks} and {tuple(seeds)}")
     env_id = agent.config.env_id
     chosen = task_split(env_id, split)
     all_tasks = chosen.subset(subset)
@@ -264,24 +264,30 @@ def interval(
         strata: ``[N]`` labels, e.g. training seeds; resampling stays inside each.
 
     Returns:
-        ``mean, low, high`` and, for one sample, ``iqm`` (Agarwal et al. 2021, arXiv 2108.13264).
+        ``mean``; ``low, high`` where a stratum has two members; for the mean of one sample ``iqm`` (Agarwal et al.
+        2021, arXiv 2108.13264).
     """
     groups = [np.arange(len(samples[0]))]
     if strata is not None:
         groups = [np.flatnonzero(strata == label) for label in np.unique(strata)]
+    resampled = [group for group in groups if len(group) > 1]
+    fixed = [group for group in groups if len(group) == 1]  # a stratum of one has no other resample
 
-    def value(*indices: np.ndarray, axis: int = -1) -> np.ndarray:
-        together = np.concatenate(indices, axis=-1)
-        picked = [sample[together] for sample in samples]
+    def value(indices: np.ndarray) -> np.ndarray:
+        picked = [sample[indices] for sample in samples]
         return picked[0].mean(-1) if statistic is None else statistic(*picked)
 
-    result = {"mean": float(value(*groups))}
+    def resample(*indices: np.ndarray, axis: int = -1) -> np.ndarray:
+        alone = [np.broadcast_to(group, (*indices[0].shape[:-1], 1)) for group in fixed]
+        return value(np.concatenate([*indices, *alone], axis=-1))
+
+    result = {"mean": float(value(np.arange(len(samples[0]))))}
     if statistic is None:
         result["iqm"] = float(stats.trim_mean(samples[0], 0.25))
-    if len(samples[0]) > len(groups):
+    if resampled:
         bounds = stats.bootstrap(
-            groups,
-            value,
+            resampled,
+            resample,
             n_resamples=2_000,
             method="percentile",
             vectorized=True,

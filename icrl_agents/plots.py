@@ -31,12 +31,16 @@ def plot_results(results: Sequence[EvalResult], path: str | Path) -> Path:
         path: of the picture; the ending gives the format.
 
     Raises:
-        InputError: nothing to draw, or results of several environments or subsets.
+        InputError: nothing to draw, results of several environments or subsets, or no format of pictures.
     """
+    path = Path(path)
     if len({(r.env_id, r.split, r.subset) for r in results}) != 1:
         raise InputError("a figure shows results of exactly one environment, split and subset")
     first = results[0]
     figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=150)
+    formats = figure.canvas.get_supported_filetypes()
+    if path.suffix.lower().removeprefix(".") not in formats:
+        raise InputError(f"{path}: expected a name that ends in one of .{', .'.join(sorted(formats))}")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for result, color in zip(results, _COLORS * len(results), strict=False):
         episodes = np.arange(1, len(result.returns[0]) + 1)
@@ -51,7 +55,7 @@ def plot_results(results: Sequence[EvalResult], path: str | Path) -> Path:
     ):
         level = float(np.mean(first.anchors[name]))
         left.axhline(level, color="#555555", ls=style, lw=1.2, label=f"{text} ({level:.1f})")
-    left.set(xlabel="episode of an unseen task", ylabel="return per episode", xlim=(1, len(first.returns[0])))
+    left.set(xlabel="episode of an unseen task", ylabel="return per episode", xlim=(1, max(2, len(first.returns[0]))))
     left.set_title(f"{short_name(first.env_id)}: {len(first.tasks)} unseen tasks, no weight update")
     right.set(xlabel="step", ylabel="reward per step")
     right.set_title("inside the first episode")
@@ -59,7 +63,6 @@ def plot_results(results: Sequence[EvalResult], path: str | Path) -> Path:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=8, frameon=False)
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path

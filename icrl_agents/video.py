@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from icrl_agents.agent import InContextAgent
-from icrl_agents.errors import MissingExtraError
+from icrl_agents.errors import InputError, MissingExtraError
 
 FRAME_SIZE = 320
 """Width and height of one episode's picture in pixels."""
@@ -33,7 +33,10 @@ def record_learning(
 
     Raises:
         MissingExtraError: imageio is not installed.
+        InputError: none of the episodes is to be shown.
     """
+    if not set(shown) & set(range(1, episodes + 1)):
+        raise InputError(f"expected an episode from 1 to {episodes} to show, got {tuple(shown)}")
     try:
         import imageio.v3 as imageio
     except ImportError as error:

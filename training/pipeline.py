@@ -61,7 +61,7 @@ def reproduce(
     env_id = resolve_env_id(env)
     short = short_name(env_id)
     histories = data / short / "histories"
-    name = f"{short}-{backbone}{'-ad' if method == 'ad' else ''}{'-masked' if mask_rewards else ''}"
+    name = agent_name(short, backbone, method, mask_rewards)
     checkpoint = out / name
     collect = _timed(
         histories.parent,
@@ -87,6 +87,11 @@ def reproduce(
     )
     tested = _timed(checkpoint, "evaluate", lambda: evaluate_checkpoint(checkpoint))
     return {"collect": collect, "train": train, "evaluate": tested}
+
+
+def agent_name(env: str, backbone: str, method: Method, mask_rewards: bool) -> str:
+    """The plain name is the shipped recipe's; the paper's and the control say so: ``ENV-BACKBONE[-ad][-masked]``."""
+    return f"{env}-{backbone}{'-ad' if method == 'ad' else ''}{'-masked' if mask_rewards else ''}"
 
 
 def run_training(

@@ -1,5 +1,7 @@
 """Collecting histories: what is recorded happened, and an interrupted collection ends as an uninterrupted one."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,6 +95,9 @@ def test_steps_that_do_not_divide_are_refused(tmp_path: Path) -> None:
         collect(replace(TINY, steps_per_task=10), tmp_path, quiet=True)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:You have specified a mini-batch size of 64"
+)  # the paper's 2500 / 64 is no whole number
 @pytest.mark.parametrize("source", ["sb3-ppo", "sb3-sac"])
 def test_sb3_run_through_the_same_recorder(source: str, tmp_path: Path) -> None:
     dataset = run_collection(
@@ -119,3 +124,26 @@ def test_sb3_run_through_the_same_recorder(source: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(history.rewards[:49], -distance - effort, atol=1e-3)
     with pytest.raises(UnknownNameError, match="sb3-sac"):
         run_collection(ENV_ID, tmp_path / "other", source="sb3-ddpg")
+
+
+@pytest.mark.soak
+def test_kill_9_at_random_moments_leaves_the_same_dataset(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "icrl_agents.cli", "collect", "reacher-goal", "--subset", "val"]
+    command += ["--steps-per-task", "40000", "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True)
+    rng = np.random.default_rng()
+    kills = 0
+    while True:
+        process = subprocess.Popen([*command, str(tmp_path / "killed")])
+        try:
+            process.wait(timeout=float(rng.uniform(3, 12)))
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    assert process.returncode == 0
+    assert kills > 0
+    killed = HistoryDataset(tmp_path / "killed")
+    killed.verify()
+    assert killed.manifest == HistoryDataset(tmp_path / "whole").manifest

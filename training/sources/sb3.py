@@ -69,7 +69,9 @@ class HistoryRecorder(VecEnvWrapper):
         self._observations = np.asarray(observations)
         self._steps += 1
         if self._steps % self._shard_steps == 0:
-            arrays = {name: np.stack(rows, 1).astype(_dtype(name)) for name, rows in self._rows.items()}
+            arrays: dict[str, np.ndarray] = {
+                name: np.stack(rows, 1).astype(_dtype(name)) for name, rows in self._rows.items()
+            }
             arrays["final_observations"] = np.concatenate([np.stack(f) for f in self._finals]).astype(np.float32)
             self._clear()
             self._write(arrays, {})
