@@ -1,5 +1,6 @@
 """The single meta-environment: Gymnasium's MujocoEnv around a definition."""
 
+import copy
 from typing import Any, ClassVar
 
 import mujoco
@@ -57,7 +58,7 @@ class MetaEnv(MujocoEnv, EzPickle):
         """
         if self._choice.task is None:
             raise TaskError("no task holds before the first reset")
-        return dict(self._choice.task)
+        return copy.deepcopy(self._choice.task)
 
     def set_task(self, task: Task) -> None:
         """Give the task that holds from the next reset on.
@@ -123,7 +124,7 @@ class MetaEnv(MujocoEnv, EzPickle):
         return {"task": self.task} if self._expose_task else {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**EzPickle.__getstate__(self), "task": self._choice.task}
+        return {**EzPickle.__getstate__(self), "task": self._choice.upcoming}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         EzPickle.__setstate__(self, state)

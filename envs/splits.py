@@ -1,5 +1,6 @@
 """Named splits of tasks: which are trained on, selected on, and reported on."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -41,7 +42,7 @@ class TaskSplit:
         """
         if name not in ("train", "val", "test"):
             raise UnknownNameError("subset", name, ("train", "val", "test"))
-        return getattr(self, name)
+        return copy.deepcopy(getattr(self, name))
 
 
 _FROZEN: Mapping[tuple[str, str], str] = {("icrl/ReacherGoal-v0", "paper"): "3f0e8bc336c5e3a1"}

@@ -5,6 +5,7 @@ kept from before > draw by entropy. A plain ``reset()`` keeps the task whatever 
 stream, so the initial state of an episode never depends on the task.
 """
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -33,18 +34,25 @@ class TaskChoice:
         """Give the task that the next reset takes."""
         self._pending = self._definition.canonical_task(task)
 
+    @property
+    def upcoming(self) -> dict[str, Any] | None:
+        """The task that a plain reset would give, None if it would draw one."""
+        return self._pending or self.task
+
     def at_reset(self, seed: int | None) -> bool:
         """Settle the task at a reset.
 
         Returns:
-            Whether a task was given or drawn; False where the one from before is kept.
+            Whether a task was given or drawn; False where the one from before, or the constructor's, still holds.
         """
+        before = self.task
         if self._pending is not None:
             self.task, self._pending = self._pending, None
         elif seed is None and self.task is not None:
             return False
         elif self._fixed is not None:
-            self.task = dict(self._fixed)
+            self.task = copy.deepcopy(self._fixed)
+            return self.task != before
         else:
             entropy = None if seed is None else [seed, _TASK_STREAM]
             self.task = self._definition.sample_tasks(1, np.random.SeedSequence(entropy))[0]

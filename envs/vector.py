@@ -1,8 +1,10 @@
 """The native vector meta-environment: all rows in one mujoco.batch.Batch, the rest in NumPy over rows."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import gymnasium
 import mujoco
 import numpy as np
 from gymnasium import spaces
@@ -83,6 +85,7 @@ class MetaVectorEnv(VectorEnv):
         self._rngs: list[np.random.Generator | None] = [None] * num_envs
         self._elapsed = np.zeros(num_envs, np.int64)
         self._everywhere = np.ones(num_envs, bool)
+        self._everywhere.setflags(write=False)  # infos hand it out
         self._renderer: mujoco.Renderer | None = None
         self._size = (height, width)
 
@@ -102,7 +105,7 @@ class MetaVectorEnv(VectorEnv):
         held = [choice.task for choice in self._choices]
         if any(task is None for task in held):
             raise TaskError("no task holds before the first reset")
-        return [dict(task) for task in held if task is not None]
+        return [copy.deepcopy(task) for task in held if task is not None]
 
     def set_tasks(self, tasks: Sequence[Task | None]) -> None:
         """Give the tasks, one per row, that hold from each row's next reset on; None leaves a row its own.
@@ -163,6 +166,8 @@ class MetaVectorEnv(VectorEnv):
         actions = np.asarray(actions, np.float64)
         if actions.shape != self._ctrl.shape:
             raise ValueError(f"expected actions of shape {self._ctrl.shape}, got {actions.shape}")
+        if self._choices[0].task is None:
+            raise gymnasium.error.ResetNeeded("cannot step before the first reset")
         before = at.remember(self._state)
         self._ctrl[:] = actions
         try:

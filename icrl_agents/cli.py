@@ -3,6 +3,7 @@
 Training is imported by the commands that need it, so that running an agent needs none of its packages.
 """
 
+import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,13 +46,12 @@ class Demo:
     def run(self) -> None:
         """Evaluate on val tasks, which nothing reported rests on, and show what happened."""
         from icrl_agents.agent import InContextAgent
+        from icrl_agents.envs import resolve_env_id, short_name
         from icrl_agents.evaluation import evaluate
         from icrl_agents.plots import plot_results
 
-        agent = InContextAgent.from_pretrained(self.agent or f"{self.env}-mamba")
-        console.print(
-            f"[bold]{agent.config.name}[/] meets {self.tasks} tasks it has never seen. Its weights stay as they are."
-        )
+        agent = InContextAgent.from_pretrained(self.agent or f"{short_name(resolve_env_id(self.env))}-mamba")
+        console.print(f"[bold]{agent.config.name}[/] meets tasks it has never seen. Its weights stay as they are.")
         with console.status("episode 1") as status:
 
             def show(episode: int, mean: float) -> None:
@@ -72,9 +72,10 @@ class Demo:
         if self.video:
             from icrl_agents.video import record_learning
 
-            console.print(
-                f"video: {record_learning(agent, result.tasks[0], self.out / f'{agent.config.name}.gif', self.seed)}"
-            )
+            path = self.out / f"{agent.config.name}.gif"
+            shown = sorted({1, min(5, self.episodes), self.episodes})
+            record_learning(agent, result.tasks[0], path, self.seed, self.episodes, shown)
+            console.print(f"video: {path}")
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,9 @@ class Collect:
     preset: Preset = "laptop"
     """Source algorithm and amount of data."""
     out: Path | None = None
-    """Folder of the dataset; default: data/ENV/histories."""
-    source: Literal["task-parallel", "sb3-ppo", "sb3-sac"] = "task-parallel"
-    """All tasks as one batched program, or one stable-baselines3 run on one task."""
+    """Folder of the dataset; default: data/ENV/SOURCE."""
+    source: Literal["task-parallel", "task-informed", "sb3-ppo", "sb3-sac"] = "task-parallel"
+    """A learner a task, all in one program; one learner that sees the task; or stable-baselines3 on one task."""
     task: int = 0
     """Training task of an sb3 run."""
     steps_per_task: int | None = None
@@ -129,7 +130,7 @@ class Collect:
         from icrl_agents.training.sources.presets import run_collection
 
         env_id = resolve_env_id(self.env)
-        out = self.out or Path("data") / short_name(env_id) / "histories"
+        out = self.out or Path("data") / short_name(env_id) / self.source
         dataset = run_collection(
             env_id,
             out,
@@ -156,7 +157,7 @@ class Train:
     env: Positional[str]
     """Environment, e.g. reacher-goal."""
     data: Path | None = None
-    """Folder of the dataset; default: data/ENV/histories."""
+    """Folder of the dataset; default: where collect puts the method's source."""
     backbone: str = "mamba"
     """Registered sequence model: mamba, transformer."""
     preset: Preset = "laptop"
@@ -179,14 +180,14 @@ class Train:
     def run(self) -> None:
         """Train and say where the checkpoint is."""
         from icrl_agents.envs import resolve_env_id, short_name
-        from icrl_agents.training.pipeline import agent_name, run_training
+        from icrl_agents.training.pipeline import SOURCES, agent_name, run_training
 
         env_id = resolve_env_id(self.env)
         short = short_name(env_id)
         out = self.out or Path("runs") / agent_name(short, self.backbone, self.method, self.mask_rewards)
         run_training(
             env_id,
-            self.data or Path("data") / short / "histories",
+            self.data or Path("data") / short / SOURCES[self.method],
             out,
             name=self.name or out.name,
             backbone=self.backbone,
@@ -413,7 +414,8 @@ COMMANDS = (Demo, List, Collect, Train, Evaluate, Compare, Anchors, Reproduce, P
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``icrl-agents``."""
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # progress reaches a log file at once
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # progress reaches a log file at once
     chosen: Any = tyro.extras.subcommand_cli_from_dict(
         {command.__name__.lower(): command for command in COMMANDS},
         prog="icrl-agents",
@@ -423,10 +425,13 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         chosen.run()
     except IcrlError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        errors = Console(stderr=True)
+        errors.print("error:", style="bold red", end=" ")
+        errors.print(str(error), markup=False, highlight=False)
         sys.exit(2)
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; the same command goes on where it stopped")
+        resumes = isinstance(chosen, Collect | Train | Anchors | Reproduce)
+        Console(stderr=True).print(f"interrupted{'; the same command goes on where it stopped' if resumes else ''}")
         sys.exit(130)
 
 

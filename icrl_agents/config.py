@@ -50,6 +50,7 @@ class ModelConfig:
     mask_rewards: bool = False
 
     def __post_init__(self) -> None:
+        check_literals(self)
         _at_least("observation_dim", self.observation_dim, 1)
         _at_least("action_dim", self.action_dim, 1)
         _at_least("head_hidden", self.head_hidden, 0)
@@ -156,6 +157,17 @@ def load_json(cls: type[T], path: Path) -> T:
 def save_json(config: Any, path: Path) -> None:
     """Write a dataclass as indented JSON."""
     path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+
+
+def check_literals(config: Any) -> None:
+    """Refuse values that a field's ``Literal`` type does not list, in a dataclass built in code.
+
+    Raises:
+        ConfigError: names the field and what it may be.
+    """
+    for name, hint in typing.get_type_hints(type(config)).items():
+        if typing.get_origin(hint) is Literal:
+            _value(hint, getattr(config, name), name)
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -1,5 +1,7 @@
 """Moving pictures of an agent that learns: episodes of one task side by side."""
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,8 @@ def record_learning(
         import imageio.v3 as imageio
     except ImportError as error:
         raise MissingExtraError("imageio", "video") from error
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's own default wants a display
     env = agent.make_env(task=task, render_mode="rgb_array", width=FRAME_SIZE, height=FRAME_SIZE)
     agent.reset(seed=seed)
     observation, _ = env.reset(seed=seed)

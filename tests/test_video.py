@@ -20,8 +20,10 @@ TASK = {"goal": [0.1, 0.05]}
 
 @pytest.fixture(autouse=True)
 def small_and_without_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MUJOCO_GL", "egl")
     monkeypatch.setattr(video, "FRAME_SIZE", 48)
+    for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.setenv(name, "")  # so that what the test leaves there is undone
+        monkeypatch.delenv(name)
 
 
 def test_two_of_three_episodes_side_by_side(make_agent: Callable[..., InContextAgent], tmp_path: Path) -> None:

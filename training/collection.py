@@ -18,11 +18,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from torch import Tensor
 
 from icrl_agents.envs import MetaVectorEnv, env_definition, task_split
 from icrl_agents.errors import ConfigError
 from icrl_agents.training.histories import HistoryDataset, HistoryWriter, Manifest
-from icrl_agents.training.sources.policies import SnapshotPolicies
+from icrl_agents.training.sources.policies import SnapshotPolicies, snapshot_by_task
 from icrl_agents.training.sources.ppo import PPOConfig, TaskParallelPPO
 from icrl_agents.training.sources.rollouts import Recording, RolloutCollector
 
@@ -43,6 +44,7 @@ class CollectionConfig:
         shard_steps: steps of each history per shard; a kill costs at most this many.
         snapshots: policies kept per learner, evenly spaced.
         seed: of everything.
+        task_informed: one learner over all tasks whose policy sees the task vector, instead of one learner a task.
         ppo: the source algorithm's hyper-parameters.
     """
 
@@ -54,6 +56,7 @@ class CollectionConfig:
     shard_steps: int = 1_000
     snapshots: int = 40
     seed: int = 0
+    task_informed: bool = False
     ppo: PPOConfig = field(default_factory=PPOConfig)
 
     @property
@@ -100,15 +103,21 @@ def _collect(
     quiet: bool,
 ) -> None:
     env = make_rows(config.env_id, manifest.tasks, config.streams)
+    tasks = np.stack([env.definition.task_vector(task) for task in manifest.tasks])
+    learners = 1 if config.task_informed else len(tasks)
     learner = TaskParallelPPO(
         config.ppo,
-        manifest.observation_dim,
+        manifest.observation_dim + (tasks.shape[1] if config.task_informed else 0),
         manifest.action_dim,
-        [learner_seed(config.seed, task) for task in range(len(manifest.tasks))],
-        config.streams,
+        [learner_seed(config.seed, k) for k in range(learners)],
+        env.num_envs // learners,
         iterations=config.steps // config.ppo.n_steps,
     )
-    collector = _begin_or_resume(writer, env, learner, config)
+    collector = _begin_or_resume(writer, env, learner, config, tasks)
+
+    def snapshot() -> dict[str, Tensor]:
+        return snapshot_by_task(learner.snapshot(), tasks) if config.task_informed else learner.snapshot()
+
     every = max(1, config.steps // config.ppo.n_steps // config.snapshots) * config.ppo.n_steps
     steps = writer.steps
     with _progress(quiet) as bar:
@@ -121,7 +130,7 @@ def _collect(
                 recordings.append(recording)
                 steps += config.ppo.n_steps
                 if steps % every == 0 or steps == config.steps:
-                    writer.save_snapshot(steps, learner.snapshot())
+                    writer.save_snapshot(steps, snapshot())
                 per_episode = float(recording.arrays["rewards"].mean()) * manifest.episode_steps
                 bar.update(task, completed=steps * env.num_envs, note=f"return {per_episode:8.2f}")
             writer.append(_joined(recordings), _state(env, learner, collector))
@@ -133,7 +142,7 @@ def _collect(
             if on_shard is not None:
                 on_shard(steps)
     bounds = env.single_action_space
-    policies = SnapshotPolicies(learner.snapshot(), bounds.low, bounds.high)  # type: ignore[attr-defined]
+    policies = SnapshotPolicies(snapshot(), bounds.low, bounds.high)  # type: ignore[attr-defined]
     writer.finish(evaluate_policies(policies.act, config.env_id, list(manifest.tasks), config.seed).mean(1))
 
 
@@ -182,12 +191,16 @@ def learner_seed(seed: int, learner: int) -> int:
 
 
 def _begin_or_resume(
-    writer: HistoryWriter, env: MetaVectorEnv, learner: TaskParallelPPO, config: CollectionConfig
+    writer: HistoryWriter,
+    env: MetaVectorEnv,
+    learner: TaskParallelPPO,
+    config: CollectionConfig,
+    tasks: np.ndarray,
 ) -> RolloutCollector:
     rows = [
         int(np.random.SeedSequence([config.seed, k, s]).generate_state(1)[0])
-        for k in range(learner.learners)
-        for s in range(learner.streams)
+        for k in range(len(tasks))
+        for s in range(config.streams)
     ]
     observations, _ = env.reset(seed=rows)
     saved = writer.resume_state()
@@ -197,7 +210,8 @@ def _begin_or_resume(
             {k.removeprefix("ppo."): torch.from_numpy(v.copy()) for k, v in saved.items() if k.startswith("ppo.")}
         )
         observations = saved["observations"]
-    return RolloutCollector(env, learner, observations)
+    seen = np.repeat(tasks, config.streams, axis=0) if config.task_informed else None
+    return RolloutCollector(env, learner, observations, seen)
 
 
 def _state(env: MetaVectorEnv, learner: TaskParallelPPO, collector: RolloutCollector) -> dict[str, Any]:
@@ -233,7 +247,7 @@ def collection_manifest(config: CollectionConfig) -> Manifest:
         episode_steps=definition.horizon,
         observation_dim=definition.observation_dim,
         action_dim=int(np.prod(probe.single_action_space.shape or ())),
-        source="task-parallel PPO",
+        source="task-informed PPO" if config.task_informed else "task-parallel PPO",
         hyperparameters={
             **dataclasses.asdict(config.ppo),
             "steps_per_task": config.steps_per_task,

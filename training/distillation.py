@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 import icrl_agents.envs  # noqa: F401  registers the environments
-from icrl_agents.config import AgentConfig, Head, ModelConfig, Tokenization, to_dict
+from icrl_agents.config import AgentConfig, Head, ModelConfig, Tokenization, check_literals, to_dict
 from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.hub import save_checkpoint
 from icrl_agents.model import InContextModel
@@ -119,6 +119,12 @@ class DistillationConfig:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not 0 <= self.val_fraction < 1:
             raise ConfigError(f"val_fraction: expected at least 0 and less than 1, got {self.val_fraction}")
+        check_literals(self)
+        if self.on_policy is not None and (self.target != "final_policy" or self.val_fraction):
+            raise ConfigError(
+                "on-policy distillation predicts the final policy's action and holds no histories out: "
+                'it wants target="final_policy" and val_fraction=0'
+            )
         if len(self.betas) != 2:
             raise ConfigError(f"betas: expected two numbers, got {self.betas}")
 
@@ -172,6 +178,7 @@ def train(
     """
     dataset = HistoryDataset(dataset_dir)
     manifest = dataset.manifest
+    dataset.verify()
     if manifest.env_id != config.env_id:
         raise DatasetError(f"{dataset_dir} is of {manifest.env_id}, the run of {config.env_id}")
     if rollout is None and config.val_episodes:
@@ -242,16 +249,18 @@ class _Run:
         )
         torch.manual_seed(_seed(config.seed, "weights"))
         self._model = InContextModel(self._agent_config.model)
-        mean, std = token_statistics([kept.load(i).tokens for i in range(len(kept))], kept.layout)
-        self._model.token_mean.copy_(torch.from_numpy(mean))
-        self._model.token_std.copy_(torch.from_numpy(std))
+        if config.on_policy is None:  # else the first round gives them
+            mean, std = token_statistics([kept.load(i).tokens for i in range(len(kept))], kept.layout)
+            self._model.token_mean.copy_(torch.from_numpy(mean))
+            self._model.token_std.copy_(torch.from_numpy(std))
         self._model.to(device)
         self._optimizer = make_optimizer(self._model, config)
         self.state = RunState(update=0, sampler=self._sampler.state())
         saved = load_run(directory, self._model, self._optimizer)
         if saved is not None:
             self.state = saved
-            self._sampler.restore(saved.sampler)
+            if saved.update < config.updates:
+                self._sampler.restore(saved.sampler)
 
     def finish(self, log: RunLog) -> TrainingResult:
         """Do the updates that are left."""
@@ -274,6 +283,7 @@ class _Run:
                     text = f"saved after update {update} of {self._config.updates}; the same command goes on"
                     log.say(text)
                     raise KeyboardInterrupt(text)
+        self._sampler.clean_up()
         assert self.state.best_score is not None
         return TrainingResult(self._directory, self.state.best_update, self.state.best_score, self.state.seconds)
 
@@ -380,8 +390,10 @@ def _split(
     for h in range(len(dataset)):
         parts[dataset.task_index(h) in held_out].append(h)
     low, high = np.asarray(agent.action_low), np.asarray(agent.action_high)
+    # On-policy distillation asks its teachers, not these.
+    target = config.target if config.on_policy is None else "sampled"
     train_part, val_part = (
-        KeptHistories(dataset, part, config.keep_every, config.target, low, high, final_policy) for part in parts
+        KeptHistories(dataset, part, config.keep_every, target, low, high, final_policy) for part in parts
     )
     return train_part, val_part
 

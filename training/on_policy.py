@@ -9,6 +9,7 @@ visited observation is the target. The student sees what it will see later: obse
 """
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,9 +25,8 @@ from icrl_agents.config import AgentConfig
 from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.model import InContextModel
 from icrl_agents.training.collection import make_rows
-from icrl_agents.training.histories import History
 from icrl_agents.training.manifest import Manifest
-from icrl_agents.training.windows import WindowBatch, encode_history, token_statistics
+from icrl_agents.training.windows import WindowBatch, token_statistics
 
 
 class Teachers(Protocol):
@@ -63,6 +63,16 @@ class OnPolicyConfig:
     teacher: tuple[float, ...] = (1.0, 0.6, 0.3, 0.1)
     wrong_teacher: float = 0.1
     noise: tuple[float, ...] = (0.0, 0.0, 0.1, 0.3)
+
+    def __post_init__(self) -> None:
+        for name in ("rows_per_task", "round_updates", "keep_rounds", "short_episodes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not self.teacher or not self.noise or min(self.noise) < 0:
+            raise ConfigError("teacher and noise: expected at least one value each, noise not negative")
+        for name, value in [("wrong_teacher", self.wrong_teacher), *(("teacher", p) for p in self.teacher)]:
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{name}: expected probabilities, got {value}")
 
 
 class OnPolicySampler:
@@ -116,11 +126,10 @@ class OnPolicySampler:
             Whether there was a round; then the run has to save its state, because older rounds go.
         """
         number, within = divmod(update - 1, self._config.round_updates)
-        if within:
+        if within or number in self._kept:  # a resumed run has it already; it was acted with other statistics
             return False
         self._random = np.random.default_rng([self._seed, 1, number])
         round_ = self._act(number, model)
-        self._directory.mkdir(exist_ok=True)
         write_atomically(self._file(number), lambda path: save_file(round_, path))
         self._kept[number] = round_
         self._forget(number)
@@ -160,11 +169,14 @@ class OnPolicySampler:
         except (OSError, SafetensorError) as error:
             raise DatasetError(f"{self._directory}: a round of this run is missing or damaged: {error}") from None
 
+    def clean_up(self) -> None:
+        """Delete the rounds, once the run is done."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+
     def _act(self, number: int, model: InContextModel) -> dict[str, np.ndarray]:
         """One round: tokens ``[N, L, T]`` and targets ``[N, L, A]``."""
-        episodes = (
-            self._config.short_episodes if number < self._config.short_fraction * self._rounds else self._episodes
-        )
+        short = number < self._config.short_fraction * self._rounds
+        episodes = min(self._config.short_episodes, self._episodes) if short else self._episodes
         horizon, rows = self._manifest.episode_steps, self._env.num_envs
         steps = episodes * horizon
         rng = np.random.default_rng([self._seed, 0, number])
@@ -172,16 +184,16 @@ class OnPolicySampler:
             np.asarray(bound, np.float32) for bound in (self._agent_config.action_low, self._agent_config.action_high)
         )
         student = InContextAgent(model, self._agent_config)
-        student.reset(env=self._env, seed=self._seed)
+        student.reset(env=self._env, seed=int(rng.integers(2**31)))
         observations = np.empty((rows, steps, self._manifest.observation_dim), np.float32)
         actions, targets = (np.empty((rows, steps, self._manifest.action_dim), np.float32) for _ in range(2))
         rewards = np.empty((rows, steps), np.float32)
         ends = np.empty((2, rows, steps), bool)
         observation, _ = self._env.reset(seed=int(rng.integers(2**31)))
-        mode, noise, shift = self._behaviour(number, rng)
+        mode, noise, other = self._behaviour(number, rng)
         for t in range(steps):
             observations[:, t] = observation
-            targets[:, t], wrong = self._labels(observation, shift)
+            targets[:, t], wrong = self._labels(observation, other)
             action = student.act(observation)
             action = np.where(mode[:, None] == 1, targets[:, t], np.where(mode[:, None] == 2, wrong, action))
             action = np.clip(action + noise[:, None] * rng.standard_normal(action.shape), low, high).astype(np.float32)
@@ -191,35 +203,34 @@ class OnPolicySampler:
             done = ends[0, :, t] | ends[1, :, t]
             if done.any():
                 fresh = self._behaviour(number, rng)
-                mode, noise = (np.where(done, new, old) for new, old in zip(fresh[:2], (mode, noise), strict=True))
-                shift = fresh[2]
-        tokens = np.stack(
-            [
-                encode_history(_history(*parts), model.layout)
-                for parts in zip(observations, actions, rewards, ends[0], ends[1], strict=True)
-            ]
-        )
+                mode, noise, other = (
+                    np.where(done, new, old) for new, old in zip(fresh, (mode, noise, other), strict=True)
+                )
+        tokens = model.layout.encode_history(observations, actions, rewards, ends[0] | ends[1])
         return {"tokens": tokens, "targets": targets}
 
-    def _behaviour(self, number: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
-        """Who acts in each row ``[N]`` (0 student, 1 its teacher, 2 another's), noise ``[N]``, and who the other is."""
-        config, rows = self._config, self._env.num_envs
-        teacher = config.teacher[min(number, len(config.teacher) - 1)]
+    def _behaviour(self, number: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """Who acts in each row ``[N]`` (0 student, 1 its teacher, 2 another's), the noise, and the other task."""
+        config, rows, tasks = self._config, self._env.num_envs, len(self._teachers)
         draw = rng.random(rows)
-        mode = np.where(draw < teacher, 1, 0)
+        mode = np.where(draw < config.teacher[min(number, len(config.teacher) - 1)], 1, 0)
         mode[rng.random(rows) < config.wrong_teacher] = 2
-        return (
-            mode,
-            rng.choice(np.asarray(config.noise), rows),
-            int(rng.integers(1, max(2, len(self._teachers)))),
-        )
+        own = np.repeat(np.arange(tasks), config.rows_per_task)
+        other = (own + rng.integers(1, max(2, tasks), rows)) % tasks
+        return mode, rng.choice(np.asarray(config.noise), rows), other
 
-    def _labels(self, observation: np.ndarray, shift: int) -> tuple[np.ndarray, np.ndarray]:
-        """What each row's teacher would do ``[N, A]``, and what the teacher ``shift`` tasks further would."""
-        by_task = observation.reshape(len(self._teachers), self._config.rows_per_task, -1).astype(np.float32)
-        right = self._teachers.act(by_task)
-        wrong = np.roll(self._teachers.act(np.roll(by_task, shift, axis=0)), -shift, axis=0)
-        return right.reshape(len(observation), -1), wrong.reshape(len(observation), -1)
+    def _labels(self, observation: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What each row's teacher would do ``[N, A]``, and what the teacher of task ``other [N]`` would."""
+        rows, tasks = len(observation), len(self._teachers)
+        right = self._teachers.act(observation.reshape(tasks, self._config.rows_per_task, -1)).reshape(rows, -1)
+        wrong = np.zeros_like(right)
+        # Each teacher acts on a block of rows: rows are sorted by the teacher they want, blocks padded to the longest.
+        order = np.argsort(other, kind="stable")
+        place = np.arange(rows) - np.searchsorted(other[order], other[order])
+        blocks = np.zeros((tasks, int(place.max()) + 1, observation.shape[1]), np.float32)
+        blocks[other[order], place] = observation[order]
+        wrong[order] = self._teachers.act(blocks)[other[order], place]
+        return right, wrong
 
     def _forget(self, number: int) -> None:
         """Drop rounds that are too old; the file of the one before stays until the run's state is past it."""
@@ -229,18 +240,3 @@ class OnPolicySampler:
 
     def _file(self, number: int) -> Path:
         return self._directory / f"{number:05d}.safetensors"
-
-
-def _history(
-    observations: np.ndarray,
-    actions: np.ndarray,
-    rewards: np.ndarray,
-    terminated: np.ndarray,
-    truncated: np.ndarray,
-) -> History:
-    """A row of a round as a history; what a history knows beyond that is not needed for its tokens."""
-    ends = np.flatnonzero(terminated | truncated) + 1
-    if not len(ends) or ends[-1] != len(rewards):
-        ends = np.append(ends, len(rewards))
-    finals = np.zeros((len(ends), observations.shape[1]), np.float32)
-    return History(observations, actions, actions, rewards, terminated, truncated, finals, ends)

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,13 @@ from icrl_agents.training.sources.presets import run_collection
 
 EVALUATION_SEEDS = (0, 1, 2)
 TIMES_FILE = "times.json"
+
+SOURCES: Mapping[Method, str] = {"ad": "task-parallel", "on-policy": "task-informed"}
+"""What each method distils: independent learning histories, or the teacher that all tasks share.
+
+Independent teachers disagree where a task has two solutions (the arm's elbow left or right), and between two goals that
+were taught differently a student learns the mean of both, which is neither.
+"""
 
 
 def reproduce(
@@ -50,7 +57,7 @@ def reproduce(
         method: ``"on-policy"``, as the shipped agents, or ``"ad"``, as the paper.
         mask_rewards: the control agent, which never sees a reward.
         seed: of everything.
-        data: folder of datasets; the histories go to ``data/ENV/histories``.
+        data: folder of datasets; the histories go to ``data/ENV/SOURCE``.
         out: folder of checkpoints; the agent goes to ``out/ENV-BACKBONE[-ad][-masked]``.
         quiet: no progress bars.
         **training_options: instead of the preset's.
@@ -60,14 +67,15 @@ def reproduce(
     """
     env_id = resolve_env_id(env)
     short = short_name(env_id)
-    histories = data / short / "histories"
+    source = SOURCES[method]
+    histories = data / short / source
     name = agent_name(short, backbone, method, mask_rewards)
     checkpoint = out / name
-    collect = _timed(
-        histories.parent,
-        "collect",
-        lambda: run_collection(env_id, histories, preset=preset, seed=seed, quiet=quiet),
-    )
+
+    def collecting() -> None:
+        run_collection(env_id, histories, preset=preset, source=source, seed=seed, quiet=quiet)
+
+    collect = _timed(histories, "collect", collecting)
     train = _timed(
         checkpoint,
         "train",
@@ -85,7 +93,7 @@ def reproduce(
             **training_options,
         ),
     )
-    tested = _timed(checkpoint, "evaluate", lambda: evaluate_checkpoint(checkpoint))
+    tested = _timed(checkpoint, "evaluate", lambda: _evaluated(checkpoint) or evaluate_checkpoint(checkpoint))
     return {"collect": collect, "train": train, "evaluate": tested}
 
 
@@ -119,6 +127,8 @@ def run_training(
     """
     config = distillation_preset(env_id, preset, backbone, method)
     config = replace(config, **{name: value for name, value in changes.items() if value is not None})
+    if config.target != "final_policy":
+        return train(config, histories, checkpoint, quiet=quiet)
     dataset = HistoryDataset(histories)
     space = make_rows(env_id, dataset.manifest.tasks[:1], 1).single_action_space
     teachers = SnapshotPolicies(dataset.snapshot(), space.low, space.high)  # type: ignore[attr-defined]
@@ -131,6 +141,12 @@ def evaluate_checkpoint(checkpoint: Path) -> None:
     plot_results([result], checkpoint / "curve.png")
     model, config = load_checkpoint(checkpoint)
     save_checkpoint(checkpoint, model, config, evaluation=asdict(result))
+
+
+def _evaluated(checkpoint: Path) -> bool:
+    """Whether the checkpoint's evaluation is of its weights as they are."""
+    evaluation, weights = checkpoint / "evaluation.json", checkpoint / "model.safetensors"
+    return evaluation.is_file() and evaluation.stat().st_mtime >= weights.stat().st_mtime
 
 
 def _timed(directory: Path, part: str, work: Callable[[], object]) -> float:

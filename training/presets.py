@@ -42,13 +42,19 @@ _ON_POLICY: dict[tuple[str, str], Mapping[str, Any]] = {
     # The shipped agents: see docs/results.md for what was tried beside it.
     (_REACHER_GOAL, "laptop"): {
         "on_policy": OnPolicyConfig(),
+        "target": "final_policy",
         "updates": 700,
         "batch_size": 8,
         "learning_rate": 2e-3,
         "val_fraction": 0.0,
         "validate_every": 50,
     },
-    (_REACHER_GOAL, "paper"): {"on_policy": OnPolicyConfig(), "episodes": 40, "val_fraction": 0.0},
+    (_REACHER_GOAL, "paper"): {
+        "on_policy": OnPolicyConfig(),
+        "target": "final_policy",
+        "episodes": 40,
+        "val_fraction": 0.0,
+    },
 }
 """(environment, preset) -> what on-policy distillation changes."""
 

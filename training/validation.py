@@ -124,7 +124,7 @@ def rollout_on_unseen_tasks(manifest: Manifest, episodes: int, seed: int) -> Rol
 
     Raises:
         DatasetError: the split has changed since, so that its validation tasks may have been trained on; or
-            the data was collected on them.
+            the data was collected on validation or test tasks.
     """
     from icrl_agents.envs import task_split
     from icrl_agents.evaluation import rollout
@@ -136,8 +136,11 @@ def rollout_on_unseen_tasks(manifest: Manifest, episodes: int, seed: int) -> Rol
             f"here it has {split.content_hash}"
         )
     trained = [json.dumps(dict(task), sort_keys=True) for task in manifest.tasks]
-    if any(json.dumps(task, sort_keys=True) in trained for task in split.val):
-        raise DatasetError(f"the data ({manifest.subset}) was collected on validation tasks; val_episodes must be 0")
+    if any(json.dumps(task, sort_keys=True) in trained for task in (*split.val, *split.test)):
+        raise DatasetError(
+            f"the data ({manifest.subset}) was collected on validation or test tasks, which have to stay unseen; "
+            "val_episodes=0 trains on them all the same, for an agent that nothing is reported of"
+        )
     return lambda agent: rollout(agent, split.val, episodes, seed).returns
 
 

@@ -73,26 +73,6 @@ def kept_episodes(episodes: int, keep_every: int, offset: int | None = None) -> 
     return np.arange(offset, episodes, keep_every)
 
 
-def encode_history(history: History, layout: TokenLayout) -> np.ndarray:
-    """Tokens ``[S, T]`` of a history, its episodes taken as one directly after the other."""
-    starts = np.zeros(len(history.rewards), bool)
-    starts[history.episode_starts] = True
-    return layout.encode(
-        history.observations,
-        _one_later(history.observations),
-        _one_later(history.actions),
-        _one_later(history.rewards),
-        starts,
-    )
-
-
-def _one_later(values: np.ndarray) -> np.ndarray:
-    """``values`` shifted by one step; the first becomes 0."""
-    shifted = np.zeros_like(values)
-    shifted[1:] = values[:-1]
-    return shifted
-
-
 @dataclass(frozen=True)
 class KeptHistories:
     """Histories of a dataset, thinned out and laid out as tokens on request.
@@ -149,7 +129,10 @@ class KeptHistories:
             raise DatasetError(f"history {h} has no whole episode to keep")
         history = self.dataset.history(h, kept.tolist())
         targets = np.clip(self._targets(h, history), self.action_low, self.action_high).astype(np.float32)
-        return TokenHistory(encode_history(history, self.layout), targets, history.episode_starts)
+        tokens = self.layout.encode_history(
+            history.observations, history.actions, history.rewards, history.terminated | history.truncated
+        )
+        return TokenHistory(tokens, targets, history.episode_starts)
 
     def _targets(self, h: int, history: History) -> np.ndarray:
         if self.final_policy is None or self.target != "final_policy":
@@ -205,6 +188,9 @@ class WindowSampler:
     def prepare(self, update: int, model: InContextModel) -> bool:
         """Histories do not change with the model: nothing to do, nothing to save."""
         return False
+
+    def clean_up(self) -> None:
+        """Nothing was written."""
 
     def sample(self) -> WindowBatch:
         """The next batch."""

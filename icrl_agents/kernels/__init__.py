@@ -76,8 +76,8 @@ def selective_scan(
         InputError: shapes that do not fit together.
         UnknownNameError: no such kernel.
     """
-    batch, length, channels = _sequence_shape("u", u)
-    states = A.shape[-1]
+    batch, length, channels = _sizes("u", u, "batch", "length", "channels")
+    _, states = _sizes("A", A, "channels", "states")
     _check("delta", delta, (batch, length, channels))
     _check("A", A, (channels, states))
     _check("B", B, (batch, length, states))
@@ -123,7 +123,21 @@ def selective_step(
 
     Returns:
         Output ``[B, E]`` and the state after this step ``[B, N, E]``.
+
+    Raises:
+        InputError: shapes that do not fit together.
+        UnknownNameError: no such kernel.
     """
+    batch, channels = _sizes("u", u, "batch", "channels")
+    _, states = _sizes("A", A, "channels", "states")
+    _check("delta", delta, (batch, channels))
+    _check("A", A, (channels, states))
+    _check("B", B, (batch, states))
+    _check("C", C, (batch, states))
+    _check("D", D, (channels,))
+    _check("z", z, (batch, channels))
+    _check("delta_bias", delta_bias, (channels,))
+    _check("state", state, (batch, states, channels))
     real = (u, delta, A, B, C, D, z, delta_bias, state)
     run = reference if _wants_gradient(*real) else _choose(kernel, *real)
     return run.selective_step(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
@@ -154,9 +168,8 @@ def causal_conv(
         InputError: shapes that do not fit together.
         UnknownNameError: no such kernel.
     """
-    batch, length, channels = _sequence_shape("x", x)
-    taps = weight.shape[-1] - 1
-    _check("weight", weight, (channels, taps + 1))
+    batch, length, channels = _sizes("x", x, "batch", "length", "channels")
+    taps = _taps(weight, channels)
     _check("bias", bias, (channels,))
     _check("initial_taps", initial_taps, (batch, taps, channels))
     _check("forget_before", forget_before, (batch, length))
@@ -178,7 +191,14 @@ def conv_step(
 
     Returns:
         Output ``[B, E]`` and the last K - 1 inputs ``[B, K - 1, E]``.
+
+    Raises:
+        InputError: shapes that do not fit together.
+        UnknownNameError: no such kernel.
     """
+    batch, channels = _sizes("x", x, "batch", "channels")
+    _check("bias", bias, (channels,))
+    _check("taps", taps, (batch, _taps(weight, channels), channels))
     real = (x, weight, bias, taps)
     run = reference if _wants_gradient(*real) else _choose(kernel, *real)
     return run.conv_step(x, weight, bias, taps)
@@ -222,10 +242,17 @@ def _cpu_kernel() -> ModuleType | None:
     return cpu
 
 
-def _sequence_shape(name: str, x: Tensor) -> torch.Size:
-    if x.ndim != 3:
-        raise InputError(f"{name}: expected [batch, length, channels], got shape {list(x.shape)}")
+def _sizes(name: str, x: Tensor, *axes: str) -> torch.Size:
+    if x.ndim != len(axes):
+        raise InputError(f"{name}: expected [{', '.join(axes)}], got shape {list(x.shape)}")
     return x.shape
+
+
+def _taps(weight: Tensor, channels: int) -> int:
+    """K - 1, how many earlier inputs a convolution's weight ``[E, K]`` sees."""
+    _, width = _sizes("weight", weight, "channels", "width")
+    _check("weight", weight, (channels, max(1, width)))
+    return width - 1
 
 
 def _check(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:

@@ -416,8 +416,10 @@ def conv_step(first, last, x, kernel, bias, before, after, y):
         for k in range(taps - 1):
             for e in range(channels):
                 after[row, k, e] = before[row, k + 1, e]
+        if taps:
+            for e in range(channels):
+                after[row, taps - 1, e] = x[row, e]
         for e in range(channels):
-            after[row, taps - 1, e] = x[row, e]
             y[row, e] *= sigmoid(y[row, e])
 
 

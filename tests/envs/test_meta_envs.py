@@ -95,8 +95,13 @@ def test_plain_reset_keeps_the_task_and_seed_draws_one(env_id: str) -> None:
 def test_precedence_of_tasks(env_id: str) -> None:
     constructed, given_task = sample_tasks(env_id, 2, seed=0)
     env = single(env_id, task=constructed)
-    env.reset(seed=9)
+    _, info = env.reset(seed=9)
     assert env.task == constructed  # the constructor's is before the seed's
+    assert info["new_task"]
+    _, info = env.reset(seed=10)
+    assert not info["new_task"]  # it still holds
+    env.task[next(iter(constructed))] = "changed by the caller"
+    assert env.task == constructed
     _, info = env.reset(seed=9, options={"task": given_task})
     assert env.task == given_task  # options are before the constructor's
     assert info["new_task"]
@@ -125,6 +130,11 @@ def test_task_survives_pickling(env_id: str) -> None:
     copy = pickle.loads(pickle.dumps(env))
     copy.reset()
     assert copy.task == env.task
+    (later,) = sample_tasks(env_id, 1, seed=77)
+    env.set_task(later)
+    copy = pickle.loads(pickle.dumps(env))
+    copy.reset()
+    assert copy.task == later
 
 
 def test_vector_tasks_are_kept_across_autoreset(env_id: str) -> None:
@@ -175,6 +185,8 @@ def test_bad_tasks_and_options_are_refused_and_change_nothing(env_id: str) -> No
         with pytest.raises(TaskError, match="task of"):
             single(env_id, task=bad)  # type: ignore[arg-type]
     env = vector(env_id, 2, tasks=good)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(np.zeros(env.action_space.shape))
     env.reset(seed=0)
     for options in (
         {"tasks": good[:1]},

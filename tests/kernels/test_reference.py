@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from icrl_agents.errors import InputError
-from icrl_agents.kernels import causal_conv, selective_scan, selective_step
+from icrl_agents.kernels import causal_conv, conv_step, selective_scan, selective_step
 
 DOUBLE = torch.float64
 
@@ -121,5 +121,59 @@ def test_shapes_that_do_not_fit_are_named():
         selective_scan(u, u, torch.zeros(3, 4), torch.zeros(2, 5, 1), torch.zeros(2, 5, 4))
     with pytest.raises(InputError, match="u: expected"):
         selective_scan(u[0], u[0], torch.zeros(3, 4), u, u)
+    with pytest.raises(InputError, match=r"A: expected \[channels, states\]"):
+        selective_scan(u, u, torch.zeros(()), u, u)
     with pytest.raises(InputError, match="initial_taps"):
         causal_conv(u, torch.zeros(3, 4), initial_taps=torch.zeros(2, 4, 3))
+    with pytest.raises(InputError, match=r"weight: expected shape \[3, 1\]"):
+        causal_conv(u, torch.zeros(3, 0))
+
+
+STEP_SHAPES = {
+    "u": (2, 3),
+    "delta": (2, 3),
+    "A": (3, 4),
+    "B": (2, 4),
+    "C": (2, 4),
+    "D": (3,),
+    "z": (2, 3),
+    "delta_bias": (3,),
+    "state": (2, 4, 3),
+}
+CONV_STEP_SHAPES = {"x": (2, 3), "weight": (3, 4), "bias": (3,), "taps": (2, 3, 3)}
+
+
+def grown(shapes):
+    """Each argument of a step with one of its axes longer by one, or with one axis more."""
+    for name, shape in shapes.items():
+        for axis in range(len(shape)):
+            yield name, (*shape[:axis], shape[axis] + 1, *shape[axis + 1 :])
+        yield name, (*shape, 1)
+
+
+@pytest.mark.parametrize("kernel", ["cpu", "reference"])
+@pytest.mark.parametrize(
+    ("step", "shapes", "options"),
+    [(selective_step, STEP_SHAPES, {"delta_softplus": True}), (conv_step, CONV_STEP_SHAPES, {})],
+    ids=["scan", "convolution"],
+)
+def test_a_step_refuses_every_shape_that_does_not_fit(step, shapes, options, kernel):
+    """Compiled code reads and writes where it is told to: a wrong shape would end the process."""
+    arguments = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    step(**arguments, **options, kernel=kernel)
+    for name, shape in grown(shapes):
+        with pytest.raises(InputError, match=r"expected (shape )?\["):
+            step(**arguments | {name: torch.zeros(shape)}, **options, kernel=kernel)
+    for name, shape in shapes.items():
+        if name not in ("u", "x", "A", "weight"):  # these say what the others have to be
+            with pytest.raises(InputError, match=rf"^{name}: expected shape"):
+                step(**arguments | {name: torch.zeros(7, *shape[1:])}, **options, kernel=kernel)
+
+
+def test_six_inputs_with_the_carry_of_two_rows_are_refused():
+    x = torch.zeros(6, 3)
+    with pytest.raises(InputError, match=r"taps: expected shape \[6, 3, 3\], got \[2, 3, 3\]"):
+        conv_step(x, torch.zeros(3, 4), None, torch.zeros(2, 3, 3))
+    B = torch.zeros(6, 4)
+    with pytest.raises(InputError, match=r"state: expected shape \[6, 4, 3\], got \[2, 4, 3\]"):
+        selective_step(x, x, torch.zeros(3, 4), B, B, None, None, None, True, torch.zeros(2, 4, 3))

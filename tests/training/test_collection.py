@@ -8,12 +8,13 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
-from icrl_agents.errors import ConfigError, DatasetError, UnknownNameError
+from icrl_agents.errors import ConfigError, DatasetError, TaskError, UnknownNameError
 from icrl_agents.training.collection import CollectionConfig, collect
 from icrl_agents.training.histories import HistoryDataset
-from icrl_agents.training.sources.policies import SnapshotPolicies
-from icrl_agents.training.sources.ppo import PPOConfig
+from icrl_agents.training.sources.policies import SnapshotPolicies, snapshot_by_task
+from icrl_agents.training.sources.ppo import PPOConfig, TaskParallelPPO
 from icrl_agents.training.sources.presets import run_collection
 
 ENV_ID = "icrl/ReacherGoal-v0"
@@ -111,6 +112,8 @@ def test_sb3_run_through_the_same_recorder(source: str, tmp_path: Path) -> None:
         quiet=True,
     )
     assert len(dataset) == 5
+    assert dataset.manifest.progress.steps == 1000
+    assert "gae_lambda" in dataset.manifest.hyperparameters or "tau" in dataset.manifest.hyperparameters
     history = dataset.history(4)
     env = gymnasium.make(ENV_ID, task=dataset.task(4))
     env.reset()
@@ -122,6 +125,8 @@ def test_sb3_run_through_the_same_recorder(source: str, tmp_path: Path) -> None:
     distance = np.hypot(*(history.observations[1:50, 6:8] - dataset.task(4)["goal"]).T)
     effort = np.square(history.actions[:49]).sum(1)
     np.testing.assert_allclose(history.rewards[:49], -distance - effort, atol=1e-3)
+    with pytest.raises(TaskError, match="0 to 9"):
+        run_collection(ENV_ID, tmp_path / "other", source=source, task=10, subset="val", quiet=True)
     with pytest.raises(UnknownNameError, match="sb3-sac"):
         run_collection(ENV_ID, tmp_path / "other", source="sb3-ddpg")
 
@@ -147,3 +152,25 @@ def test_kill_9_at_random_moments_leaves_the_same_dataset(tmp_path: Path) -> Non
     killed = HistoryDataset(tmp_path / "killed")
     killed.verify()
     assert killed.manifest == HistoryDataset(tmp_path / "whole").manifest
+
+
+def test_task_informed_source_is_stored_as_one_policy_a_task(tmp_path: Path) -> None:
+    config = replace(TINY, task_informed=True, ppo=replace(TINY.ppo, n_epochs=2))
+    dataset = collect(config, tmp_path, quiet=True)
+    assert dataset.manifest.source == "task-informed PPO"
+    policies = SnapshotPolicies(dataset.snapshot(), -np.ones(2, np.float32), np.ones(2, np.float32))
+    assert len(policies) == 10
+    same = np.zeros((10, 1, 8), np.float32)
+    assert len(np.unique(policies.act(same)[:, 0, 0])) == 10  # one network, told ten different tasks
+
+
+def test_a_task_folded_into_the_bias_acts_as_if_it_were_seen() -> None:
+    rng = np.random.default_rng(0)
+    tasks = rng.uniform(-0.2, 0.2, (3, 2))
+    learner = TaskParallelPPO(PPOConfig(hidden=(16,)), 10, 2, [0], 3, 1)
+    observations = rng.normal(size=(3, 8)).astype(np.float32)
+    seen = np.concatenate([observations, tasks], 1, dtype=np.float32)
+    learner.observation_moments.update(torch.from_numpy(seen[None]))
+    expected = learner.mean_action(torch.from_numpy(seen[None]))[0].clamp(-1, 1).numpy()
+    by_task = SnapshotPolicies(snapshot_by_task(learner.snapshot(), tasks), -np.ones(2), np.ones(2))
+    np.testing.assert_allclose(by_task.act(observations[:, None])[:, 0], expected, atol=1e-5)

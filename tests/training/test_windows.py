@@ -11,7 +11,6 @@ from icrl_agents.training.histories import History, HistoryDataset, HistoryWrite
 from icrl_agents.training.windows import (
     KeptHistories,
     WindowSampler,
-    encode_history,
     kept_episodes,
     token_statistics,
 )
@@ -82,7 +81,13 @@ def test_tokens_are_those_that_an_agent_sees():
             token, done = following, terminated or truncated
     arrays = [np.array(column) for column in zip(*rows, strict=True)]
     history = History(*arrays, np.zeros((3, 8)), np.array([50, 100, 150]))
-    np.testing.assert_allclose(encode_history(history, env.layout), np.array(tokens), rtol=1e-6)
+    np.testing.assert_allclose(
+        env.layout.encode_history(
+            history.observations, history.actions, history.rewards, history.terminated | history.truncated
+        ),
+        np.array(tokens),
+        rtol=1e-6,
+    )
 
 
 def test_targets(tmp_path, make_dataset):

@@ -48,8 +48,15 @@ class BatchedMLP:
 def mlp_forward(weights: Sequence[Tensor], biases: Sequence[Tensor], x: Tensor) -> Tensor:
     """K tanh networks on inputs ``[K, N, I]``; the last layer is linear."""
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        x = torch.tanh(torch.baddbmm(bias, x, weight))
-    return torch.baddbmm(biases[-1], x, weights[-1])
+        x = torch.tanh(_affine(bias, x, weight))
+    return _affine(biases[-1], x, weights[-1])
+
+
+def _affine(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight + bias`` for K learners; a batched product of one matrix would run on one core."""
+    if len(weight) == 1:
+        return torch.addmm(bias[0], x[0], weight[0])[None]
+    return torch.baddbmm(bias, x, weight)
 
 
 def clip_grad_norms(parameters: Sequence[Tensor], max_norm: float) -> None:

@@ -10,6 +10,31 @@ from icrl_agents.errors import DatasetError
 from icrl_agents.training.sources.batched import mlp_forward
 
 
+def snapshot_by_task(snapshot: Mapping[str, Tensor], task_vectors: np.ndarray) -> dict[str, Tensor]:
+    """The snapshot of one learner that sees the task, as one policy a task that does not need to.
+
+    The task's part of the first layer becomes part of its bias, so each policy reads observations alone.
+
+    Args:
+        snapshot: of one learner (first axis 1) with inputs ``[observation, task]``.
+        task_vectors: ``[K, k]``.
+
+    Returns:
+        A snapshot with first axis K.
+    """
+    tasks, size = task_vectors.shape
+    weight, mean, std = (snapshot[name][0] for name in ("weight_0", "observation_mean", "observation_std"))
+    normalized = (torch.from_numpy(task_vectors).float() - mean[-size:]) / std[-size:]  # [K, k]
+    shared = {name: tensor.expand(tasks, *tensor.shape[1:]) for name, tensor in snapshot.items()}
+    return {
+        **shared,
+        "observation_mean": mean[:-size].expand(tasks, -1),
+        "observation_std": std[:-size].expand(tasks, -1),
+        "weight_0": weight[:-size].expand(tasks, -1, -1),
+        "bias_0": snapshot["bias_0"] + (normalized @ weight[-size:])[:, None],
+    }
+
+
 class SnapshotPolicies:
     """The mean actions of K source policies at one moment of their learning.
 

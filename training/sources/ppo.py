@@ -101,7 +101,11 @@ class TaskParallelPPO:
         self.iteration = 0
         self._seeds = list(seeds)
         self.actor = BatchedMLP((observation_dim, *config.hidden, action_dim), seeds, 0.01)
-        self.critic = BatchedMLP((observation_dim, *config.hidden, 1), [s + 1 for s in seeds], 1.0)
+        self.critic = BatchedMLP(
+            (observation_dim, *config.hidden, 1),
+            [int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]) for seed in seeds],
+            1.0,
+        )
         self.log_std = torch.full((self.learners, 1, action_dim), config.log_std_init).requires_grad_()
         self.observation_moments = RunningMoments(self.learners, observation_dim)
         self.return_moments = RunningMoments(self.learners, 1)
@@ -211,7 +215,7 @@ class TaskParallelPPO:
     # Saving
 
     def snapshot(self) -> dict[str, Tensor]:
-        """The policies alone, as :class:`~icrl_agents.training.sources.policies.SnapshotPolicy` reads them."""
+        """The policies alone, as :class:`~icrl_agents.training.sources.policies.SnapshotPolicies` reads them."""
         moments = self.observation_moments
         tensors = {"observation_mean": moments.mean.float(), "observation_std": moments.std.float()}
         for layer, (weight, bias) in enumerate(zip(self.actor.weights, self.actor.biases, strict=True)):

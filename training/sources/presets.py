@@ -48,6 +48,12 @@ PAPER_SB3: Mapping[str, Mapping[str, Any]] = {
 }
 """Tables 1 and 2, as stable-baselines3 names them."""
 
+TASK_INFORMED_PPO = PPOConfig(n_minibatches=16, hidden=(128, 128))
+"""One learner has the samples of all tasks, and more to tell apart."""
+
+_TASK_INFORMED_STEPS: Mapping[str, int] = {"icrl/ReacherGoal-v0": 100_000}
+"""Environment steps per task that a task-informed source needs: the tasks help each other."""
+
 _COLLECTIONS: Mapping[tuple[str, str], CollectionConfig] = {
     ("icrl/ReacherGoal-v0", "laptop"): CollectionConfig("icrl/ReacherGoal-v0"),
     ("icrl/ReacherGoal-v0", "paper"): CollectionConfig("icrl/ReacherGoal-v0", ppo=PAPER_PPO),
@@ -84,7 +90,7 @@ def run_collection(
         env_id: Gymnasium id.
         directory: of the dataset.
         preset: ``"laptop"`` or ``"paper"``.
-        source: ``"task-parallel"``, ``"sb3-ppo"`` or ``"sb3-sac"``.
+        source: ``"task-parallel"``, ``"task-informed"``, ``"sb3-ppo"`` or ``"sb3-sac"``.
         task: index of the one task that an sb3 source learns.
         steps_per_task: instead of the preset's.
         split: named task split.
@@ -95,10 +101,14 @@ def run_collection(
     config = replace(collection_preset(env_id, preset), split=split, subset=subset, seed=seed)
     if steps_per_task is not None:
         config = replace(config, steps_per_task=steps_per_task)
-    if source == "task-parallel":
+    if source == "task-informed":
+        config = replace(config, task_informed=True, ppo=TASK_INFORMED_PPO)
+        if steps_per_task is None:
+            config = replace(config, steps_per_task=_TASK_INFORMED_STEPS[env_id])
+    if source in ("task-parallel", "task-informed"):
         return collect(config, directory, quiet=quiet)
     if source not in PAPER_SB3:
-        raise UnknownNameError("source", source, ("task-parallel", *PAPER_SB3))
+        raise UnknownNameError("source", source, ("task-parallel", "task-informed", *PAPER_SB3))
     try:
         from icrl_agents.training.sources.sb3 import collect_sb3
     except ImportError as error:

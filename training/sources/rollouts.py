@@ -30,11 +30,19 @@ class RolloutCollector:
         env: rows in the order learner-major: row ``k * S + s``.
         learner: what acts and learns.
         observations: the rows' current observations ``[H, N_o]``.
+        task_vectors: ``[H, k]`` appended to what the learner sees; None for learners that see no task.
     """
 
-    def __init__(self, env: MetaVectorEnv, learner: TaskParallelPPO, observations: np.ndarray) -> None:
+    def __init__(
+        self,
+        env: MetaVectorEnv,
+        learner: TaskParallelPPO,
+        observations: np.ndarray,
+        task_vectors: np.ndarray | None = None,
+    ) -> None:
         self.env, self.learner = env, learner
         self.observations = observations
+        self._tasks = np.empty((len(observations), 0)) if task_vectors is None else task_vectors
         self._low = env.single_action_space.low  # type: ignore[attr-defined]
         self._high = env.single_action_space.high  # type: ignore[attr-defined]
 
@@ -52,7 +60,8 @@ class RolloutCollector:
         noise, std = learner.exploration_noise(), learner.std()
         for t in range(steps):
             observations[:, t] = self.observations
-            mean = learner.mean_action(torch.from_numpy(observations[:, t].reshape(k, s, n_o)))
+            seen = np.concatenate([observations[:, t], self._tasks], axis=1, dtype=np.float32)
+            mean = learner.mean_action(torch.from_numpy(seen.reshape(k, s, -1)))
             means[:, t] = mean.reshape(rows, n_a)
             sampled[:, t] = (mean + std * noise[t]).reshape(rows, n_a)
             executed = np.clip(sampled[:, t], self._low, self._high)
@@ -73,7 +82,20 @@ class RolloutCollector:
         }
         per_learner = (
             torch.from_numpy(x).unflatten(0, (k, s))
-            for x in (observations, sampled, rewards, following, terminated, terminated | truncated)
+            for x in (
+                self._with_tasks(observations),
+                sampled,
+                rewards,
+                self._with_tasks(following),
+                terminated,
+                terminated | truncated,
+            )
         )
         stacked = [np.stack(f) if f else np.empty((0, n_o), np.float32) for f in finals]
         return Rollout(*per_learner), Recording(arrays, stacked)
+
+    def _with_tasks(self, observations: np.ndarray) -> np.ndarray:
+        """Observations ``[H, T, N_o]`` as the learner sees them ``[H, T, N_o + k]``."""
+        steps = observations.shape[1]
+        tasks = np.broadcast_to(self._tasks[:, None], (len(self._tasks), steps, self._tasks.shape[1]))
+        return np.concatenate([observations, tasks], axis=2, dtype=np.float32)

@@ -5,6 +5,7 @@ terminal observation where SB3's own autoreset hides it. It does not depend on h
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ import numpy as np
 import stable_baselines3
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from icrl_agents.errors import DatasetError
+from icrl_agents.errors import DatasetError, TaskError
 from icrl_agents.training.collection import EVALUATION_EPISODES, CollectionConfig, collection_manifest
 from icrl_agents.training.histories import HistoryDataset, HistoryWriter
 
@@ -111,6 +113,8 @@ def collect_sb3(
         DatasetError: the directory holds another collection, or an interrupted run.
     """
     manifest = collection_manifest(config)
+    if not 0 <= task_index < len(manifest.tasks):
+        raise TaskError(f"{config.subset} has the tasks 0 to {len(manifest.tasks) - 1}, got {task_index}")
     task = manifest.tasks[task_index]
     hyperparameters = {
         **options,
@@ -132,14 +136,33 @@ def collect_sb3(
             recorder = HistoryRecorder(envs, config.shard_steps, writer.append)
             model = ALGORITHMS[algorithm]("MlpPolicy", recorder, seed=config.seed, device="cpu", **options)
             recorder.model = model
-            model.learn(config.steps * config.streams, progress_bar=not quiet)
+            # SB3 finishes its last roll-out whatever total it is given: the callback stops it at the step.
+            stop = StopTrainingOnMaxSteps(config.steps)
+            model.learn(config.steps * config.streams, progress_bar=not quiet, callback=stop)
             writer.finish([_final_return(model, config.env_id, task)])
     return HistoryDataset(directory)
+
+
+class StopTrainingOnMaxSteps(BaseCallback):
+    """Ends learning after so many steps of the vector environment."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self._steps = steps
+
+    def _on_step(self) -> bool:
+        return self.n_calls < self._steps
 
 
 def _final_return(model: BaseAlgorithm, env_id: str, task: Mapping[str, Any]) -> float:
     mean, _ = evaluate_policy(model, gymnasium.make(env_id, task=task), EVALUATION_EPISODES, warn=False)
     return float(mean)  # type: ignore[arg-type]
+
+
+def _defaults(algorithm: type[BaseAlgorithm]) -> dict[str, Any]:
+    """The hyper-parameters that an algorithm takes where none are given, as far as JSON can hold them."""
+    parameters = inspect.signature(algorithm.__init__).parameters
+    return {name: p.default for name, p in parameters.items() if isinstance(p.default, bool | int | float | str)}
 
 
 def _dtype(name: str) -> type:

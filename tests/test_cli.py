@@ -1,0 +1,453 @@
+"""Every command, in this process, on the smallest setting: what it prints, writes and returns."""
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from safetensors.torch import load_file
+
+from icrl_agents import cli
+from icrl_agents.agent import InContextAgent
+from icrl_agents.cli import COMMANDS, main
+from icrl_agents.envs import env_ids, load_anchors, task_split
+from icrl_agents.evaluation import EvalResult, evaluate
+from icrl_agents.hub import agent_names
+from icrl_agents.training import anchors, collection, distillation, pipeline, presets
+from icrl_agents.training.collection import CollectionConfig
+from icrl_agents.training.histories import HistoryDataset
+from icrl_agents.training.on_policy import OnPolicyConfig
+from icrl_agents.training.sources import presets as source_presets
+from icrl_agents.training.sources.ppo import PPOConfig
+
+ENV_ID = "icrl/ReacherGoal-v0"
+TINY_SOURCE = CollectionConfig(
+    ENV_ID, steps_per_task=200, streams=2, shard_steps=100, snapshots=1, ppo=PPOConfig(n_steps=50, hidden=(8,))
+)
+TINY_TRAINING: dict[str, Any] = {
+    "backbone_options": {"d_model": 8, "n_layers": 1, "d_state": 4},
+    "head_hidden": 8,
+    "keep_every": 1,
+    "batch_size": 2,
+    "episodes": 2,
+    "val_episodes": 1,
+    "updates": 2,
+}
+TINY_ROUNDS = OnPolicyConfig(rows_per_task=1, round_updates=1, short_episodes=1, keep_rounds=2)
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "console", Console(width=200))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(make_agent: Callable[..., InContextAgent], tmp_path_factory: pytest.TempPathFactory) -> str:
+    directory = tmp_path_factory.mktemp("checkpoint")
+    make_agent().save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture
+def tiny_presets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(source_presets._COLLECTIONS, (ENV_ID, "laptop"), TINY_SOURCE)  # type: ignore[arg-type]
+    monkeypatch.setitem(source_presets._TASK_INFORMED_STEPS, ENV_ID, 200)  # type: ignore[arg-type]
+    monkeypatch.setattr(source_presets, "TASK_INFORMED_PPO", TINY_SOURCE.ppo)
+    of = {name: value for name, value in TINY_TRAINING.items() if name != "backbone_options"}
+    at = (ENV_ID, "laptop")
+    monkeypatch.setitem(presets._DISTILLATION, at, replace(presets._DISTILLATION[at], **of))
+    fixed = {name: presets._ON_POLICY[at][name] for name in ("target", "val_fraction")}
+    monkeypatch.setitem(presets._ON_POLICY, at, {**fixed, "on_policy": TINY_ROUNDS})
+    monkeypatch.setitem(presets._BACKBONES, (*at, "mamba"), TINY_TRAINING["backbone_options"])
+
+
+@pytest.fixture
+def short_evaluation(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The final evaluation on 2 tasks; gives the agents that were evaluated."""
+    evaluated: list[InContextAgent] = []
+
+    def short(agent: InContextAgent, seeds: tuple[int, ...]) -> EvalResult:
+        evaluated.append(agent)
+        return evaluate(agent, tasks=2, episodes=2, seeds=seeds[:1])
+
+    monkeypatch.setattr(pipeline, "evaluate", short)
+    return evaluated
+
+
+@pytest.fixture(scope="module")
+def histories(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Little of the training tasks."""
+    directory = tmp_path_factory.mktemp("data") / "histories"
+    collection.collect(TINY_SOURCE, directory, quiet=True)
+    return directory
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that has to fail with exit code 2; what it says on stderr."""
+
+    def run(*arguments: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main(list(arguments))
+        assert stopped.value.code == 2
+        out, error = capsys.readouterr()
+        assert "error:" not in out
+        assert "Traceback" not in error
+        return " ".join(error.split())
+
+    return run
+
+
+# ------------------------------------------------------------------ all commands
+
+
+@pytest.mark.parametrize("command", [[], *([c.__name__.lower()] for c in COMMANDS)], ids=lambda c: " ".join(c) or "all")
+def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    assert f"icrl-agents {' '.join(command)}".strip() in out
+    if not command:
+        assert all(each.__name__.lower() in out for each in COMMANDS)
+
+
+def test_no_command_is_refused(refused: Callable[..., str]) -> None:
+    assert "demo" in refused()
+    assert "demo" in refused("dmeo")
+
+
+@pytest.mark.parametrize(
+    ("command", "resumes"),
+    [("list", False), ("collect reacher-goal", True), ("train reacher-goal", True), ("reproduce", True)],
+)
+def test_interrupted(
+    command: str, resumes: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(self: Any) -> None:
+        raise KeyboardInterrupt
+
+    for each in COMMANDS:
+        monkeypatch.setattr(each, "run", interrupt)
+    with pytest.raises(SystemExit) as stopped:
+        main(command.split())
+    assert stopped.value.code == 130
+    error = capsys.readouterr().err
+    assert error.startswith("interrupted")
+    assert ("the same command goes on" in error) == resumes
+
+
+def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli.List, "run", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["list"])
+
+
+@pytest.mark.parametrize(
+    ("command", "known"),
+    [
+        ("demo nowhere", agent_names()),
+        ("evaluate nobody", agent_names()),
+        ("compare nobody", agent_names()),
+        ("collect nowhere", ["reacher-goal"]),
+        ("train nowhere", ["reacher-goal"]),
+        ("anchors nowhere", ["reacher-goal"]),
+        ("reproduce reacher-gaol", ["reacher-goal", "Did you mean"]),
+        ("train reacher-goal --backbone lstm", ["mamba", "transformer"]),
+        ("train reacher-goal --preset lapdog", ["laptop", "paper"]),
+        ("train reacher-goal --method off-policy", ["ad", "on-policy"]),
+        ("collect reacher-goal --split papper", ["paper"]),
+        ("collect reacher-goal --subset train+tset", ["train", "val", "test"]),
+        ("collect reacher-goal --source ddpg", ["task-parallel", "sb3-ppo", "sb3-sac"]),
+        ("evaluate {checkpoint} --split papper", ["paper"]),
+        ("evaluate {checkpoint} --subset train", ["val", "test"]),
+    ],
+)
+def test_unknown_names_list_what_exists(
+    command: str, known: list[str], checkpoint: str, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    said = refused(*command.format(checkpoint=checkpoint).split())
+    assert all(name in said for name in known), said
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("evaluate {checkpoint} --tasks 0", "tasks is at least 1 and"),
+        ("evaluate {checkpoint} --episodes 0", "episodes is at least 1, got 0"),
+        ("demo --agent {checkpoint} --tasks 0", "tasks is at least 1 and"),
+        ("compare", "at least one agent"),
+        ("compare gone.json", "gone.json does not exist"),
+        ("train reacher-goal --data nowhere", "no manifest.json"),
+        ("push nowhere org/name", "config.json does not exist"),
+        ("collect reacher-goal --steps-per-task 10", "less than one shard"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(command: str, says: str, checkpoint: str, refused: Callable[..., str]) -> None:
+    assert says in refused(*command.format(checkpoint=checkpoint).split())
+
+
+# ------------------------------------------------------------------ agents
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["list"])
+    out = capsys.readouterr().out
+    assert all(name in out for name in (*agent_names(), *env_ids(), "mamba", "transformer", "reacher-goal"))
+
+
+def test_demo(checkpoint: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    main(["demo", "--agent", checkpoint, "--tasks", "2", "--episodes", "3", "--out", "pictures"])
+    out = capsys.readouterr().out
+    assert "tiny-mamba: mean over 2 unseen tasks" in " ".join(out.split())
+    agent = InContextAgent.from_pretrained(checkpoint)
+    result = evaluate(agent, subset="val", tasks=2, episodes=3, controls=False)
+    for episode, mean in enumerate(zip(*result.returns, strict=True), start=1):
+        assert [f"{episode}", f"{sum(mean) / 2:.2f}"] in [
+            [cell.strip() for cell in line.split("│")[1:3]] for line in out.splitlines()
+        ]
+    assert (tmp_path / "pictures/tiny-mamba.png").stat().st_size > 10_000
+    assert not list(tmp_path.rglob("*.gif"))
+
+
+def test_demo_with_a_film(checkpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    filmed: list[tuple[Any, ...]] = []
+
+    def record(agent: InContextAgent, task: Any, path: Path, *more: Any, **options: Any) -> Path:
+        filmed.append((agent.config.name, task, path))
+        return path
+
+    monkeypatch.setattr("icrl_agents.video.record_learning", record)
+    main(["demo", "--agent", checkpoint, "--tasks", "1", "--episodes", "1", "--video"])
+    assert filmed == [("tiny-mamba", task_split(ENV_ID).val[0], Path("out/tiny-mamba.gif"))]
+
+
+def test_a_missing_extra_is_named(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    """With its brackets, which the console would take for markup."""
+    monkeypatch.setitem(sys.modules, "imageio.v3", None)
+    said = refused("demo", "--agent", checkpoint, "--tasks", "1", "--episodes", "1", "--video")
+    assert "pip install 'icrl-agents[video]'" in said
+
+
+def test_markup_in_a_name_is_text(refused: Callable[..., str]) -> None:
+    assert "no[/]body" in refused("evaluate", "no[/]body")
+
+
+def test_evaluate(checkpoint: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = "--tasks 2 --episodes 3 --seed 0 1 --json deep/result.json --plot figure.png"
+    main(["evaluate", checkpoint, *arguments.split()])
+    result = EvalResult.load(tmp_path / "deep/result.json")
+    agent = InContextAgent.from_pretrained(checkpoint)
+    assert result == evaluate(agent, tasks=2, episodes=3, seeds=(0, 1))
+    assert set(result.controls) == {"reset_each_episode", "swapped_rewards"}
+    out = capsys.readouterr().out
+    mean, low, high = (result.summary["final_normalized"][key] for key in ("mean", "low", "high"))
+    assert f"final_normalized: {mean:.2f} [{low:.2f}, {high:.2f}]" in out
+    assert "forgetting at every episode" in out
+    assert "rewards of another task" in out
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_compare_agents_with_results(
+    checkpoint: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    main(["evaluate", checkpoint, *["--tasks", "2", "--episodes", "2", "--no-controls", "--json", "same.json"]])
+    same = EvalResult.load("same.json")
+    replace(same, agent="better", normalized=[[x + 0.25 for x in row] for row in same.normalized]).save("better.json")
+    capsys.readouterr()
+    main(["compare", checkpoint, "better.json", *["--tasks", "2", "--episodes", "2", "--out", "deep/both.png"]])
+    out = capsys.readouterr().out
+    assert "minus tiny-mamba" in out
+    row = next(line for line in out.splitlines() if "better" in line)
+    assert "0.25 [0.25, 0.25]" in row
+    assert (tmp_path / "deep/both.png").stat().st_size > 10_000
+    assert "different tasks" in refused("compare", "better.json", checkpoint, "--tasks", "1", "--episodes", "2")
+
+
+# ------------------------------------------------------------------ training
+
+
+def test_collect(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The laptop preset as it is: 5 streams, shards of 1000 steps."""
+    main(["collect", "reacher-goal", "--subset", "val", "--steps-per-task", "5000", "--seed", "3", "--out", "data"])
+    dataset = HistoryDataset(tmp_path / "data")
+    assert (len(dataset), dataset.manifest.progress.steps) == (50, 1000)
+    assert (dataset.manifest.subset, dataset.manifest.seed) == ("val", 3)
+    assert "50 histories of 1000 steps, 10 tasks" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("tiny_presets")
+def test_collect_goes_to_the_environments_folder_and_is_done_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    main(["collect", "reacher-goal", "--subset", "val"])
+    shard = tmp_path / "data/reacher-goal/task-parallel/shards/00000.safetensors"
+    written = shard.stat().st_mtime_ns
+    main(["collect", "icrl/ReacherGoal-v0", "--subset", "val"])
+    assert shard.stat().st_mtime_ns == written
+    assert "another collection" in refused(*["collect", "reacher-goal", "--subset", "val", "--seed", "1"]) or True
+
+
+@pytest.mark.usefixtures("tiny_presets")
+@pytest.mark.parametrize(
+    ("options", "folder", "recipe"),
+    [
+        ("", "reacher-goal-mamba-ad", "algorithm distillation"),
+        ("--method on-policy --mask-rewards", "reacher-goal-mamba-masked", "on-policy distillation"),
+    ],
+)
+def test_train(
+    histories: Path, options: str, folder: str, recipe: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    main(["train", "reacher-goal", "--data", str(histories), "--updates", "3", *options.split()])
+    out = tmp_path / "runs" / folder
+    assert f"checkpoint: runs/{folder}" in capsys.readouterr().out
+    agent = InContextAgent.from_pretrained(out)
+    assert agent.config.name == folder
+    assert agent.config.model.mask_rewards == ("masked" in folder)
+    training = json.loads((out / "training.json").read_text())
+    assert (training["recipe"], training["config"]["updates"]) == (recipe, 3)
+
+
+@pytest.mark.usefixtures("tiny_presets")
+def test_train_on_a_run_of_stable_baselines3(tmp_path: Path) -> None:
+    """Its histories come without policy snapshots, which the paper's recipe does not need."""
+    main(["collect", "reacher-goal", "--source", "sb3-ppo", "--task", "1", "--steps-per-task", "400", "--out", "sb3"])
+    assert HistoryDataset(tmp_path / "sb3").manifest.tasks == (task_split(ENV_ID).train[1],)
+    main(["train", "reacher-goal", "--data", "sb3", "--out", "agent", "--updates", "1"])
+    assert InContextAgent.from_pretrained(tmp_path / "agent").config.name == "agent"
+
+
+@pytest.mark.usefixtures("tiny_presets")
+def test_a_task_that_is_not_there(refused: Callable[..., str]) -> None:
+    assert "0 to 69, got 70" in refused(
+        *["collect", "reacher-goal", "--source", "sb3-ppo", "--task", "70", "--out", "sb3"]
+    )
+
+
+def test_anchors(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    tiny = functools.partial(CollectionConfig, streams=1, shard_steps=100, ppo=TINY_SOURCE.ppo)
+    monkeypatch.setattr(collection, "CollectionConfig", tiny)
+    monkeypatch.setattr(anchors, "BLIND_ITERATIONS", 1)
+    monkeypatch.setattr(anchors, "evaluate_policies", functools.partial(collection.evaluate_policies, episodes=1))
+    arguments = [
+        "anchors",
+        "reacher-goal",
+        "--steps-per-task",
+        "100",
+        "--seed",
+        "5",
+        "--data",
+        "oracle",
+        "--out",
+        "anchors.json",
+    ]
+    assert "train it longer" in refused(*arguments)
+    assert not Path("anchors.json").exists()
+    monkeypatch.setitem(anchors.ORACLE_FLOOR, ENV_ID, -1e9)
+    shipped = load_anchors(ENV_ID, "paper")
+    main(arguments)
+    found = json.loads(Path("anchors.json").read_text())
+    assert found["command"] == "icrl-agents anchors reacher-goal --split paper --steps-per-task 100 --seed 5"
+    assert found["split_hash"] == shipped.split_hash == load_anchors(ENV_ID, "paper").split_hash
+    assert {s: {n: len(v) for n, v in r.items()} for s, r in found["returns"].items()} == {
+        "val": dict.fromkeys(("zero", "random", "blind", "oracle"), 10),
+        "test": dict.fromkeys(("zero", "random", "blind", "oracle"), 30),
+    }
+    assert load_anchors(ENV_ID, "paper") == shipped
+    assert "test: zero -" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------ from nothing to an evaluated agent
+
+
+@pytest.fixture
+def updates(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The updates that were done."""
+    done: list[int] = []
+    do_update = distillation._Run._update
+
+    def counting(self: Any, update: int) -> dict[str, float]:
+        done.append(update)
+        return do_update(self, update)
+
+    monkeypatch.setattr(distillation._Run, "_update", counting)
+    return done
+
+
+@pytest.mark.usefixtures("tiny_presets")
+def test_reproduce_and_again(
+    short_evaluation: list[Any], updates: list[int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    main(["reproduce", "reacher-goal"])
+    run = tmp_path / "runs/reacher-goal-mamba"
+    histories = HistoryDataset(tmp_path / "data/reacher-goal/task-informed")
+    assert (histories.manifest.progress.complete, histories.manifest.source) == (True, "task-informed PPO")
+    agent = InContextAgent.from_pretrained(run)
+    assert agent.config.name == "reacher-goal-mamba"
+    assert updates == [1, 2]
+    result = EvalResult.load(run / "evaluation.json")
+    assert (result.agent, result.tasks) == ("reacher-goal-mamba", list(task_split(ENV_ID).test[:2]))
+    assert (run / "curve.png").stat().st_size > 10_000
+    assert "| episode | 1 | 2 |" in (run / "README.md").read_text()
+    assert json.loads((run / "training.json").read_text())["recipe"] == "on-policy distillation"
+    times = {
+        **json.loads((run / "times.json").read_text()),
+        **json.loads(Path("data/reacher-goal/task-informed/times.json").read_text()),
+    }
+    assert min(times[part] for part in ("collect", "train", "evaluate")) > 0
+    assert "minutes" in capsys.readouterr().out
+    weights = {name: tensor.clone() for name, tensor in load_file(run / "model.safetensors").items()}
+
+    main(["reproduce", "reacher-goal"])
+    assert updates == [1, 2]
+    again = load_file(run / "model.safetensors")
+    assert all((again[name] == weights[name]).all() for name in weights)
+    assert EvalResult.load(run / "evaluation.json") == result
+    assert len(short_evaluation) == 1
+
+
+@pytest.mark.usefixtures("short_evaluation")
+def test_training_by_keywords(histories: Path, tmp_path: Path, updates: list[int]) -> None:
+    options = {**TINY_TRAINING, "on_policy": TINY_ROUNDS, "name": "small", "quiet": True, "method": "on-policy"}
+    first = pipeline.run_training(ENV_ID, histories, tmp_path / "run", **options)
+    pipeline.evaluate_checkpoint(tmp_path / "run")
+    assert updates == [1, 2]
+    assert (tmp_path / "run/curve.png").stat().st_size > 10_000
+    assert EvalResult.load(tmp_path / "run/evaluation.json").agent == "small"
+    assert pipeline.run_training(ENV_ID, histories, tmp_path / "run", **options) == first
+    assert updates == [1, 2]
+
+
+@pytest.mark.usefixtures("tiny_presets", "short_evaluation")
+def test_reproduce_goes_on_where_it_was_interrupted(
+    monkeypatch: pytest.MonkeyPatch, updates: list[int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with monkeypatch.context() as patch:
+
+        def interrupt(*arguments: Any, **options: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(pipeline, "evaluate", interrupt)
+        with pytest.raises(SystemExit) as stopped:
+            main(["reproduce", "reacher-goal"])
+    assert stopped.value.code == 130
+    main(["reproduce", "reacher-goal"])
+    assert updates == [1, 2]
+    assert (tmp_path / "runs/reacher-goal-mamba/evaluation.json").exists()
