@@ -1,38 +1,33 @@
-"""Collect learning histories, distil an agent from them and evaluate it: the whole path in three calls."""
+"""Train a teacher, distil an agent from it, evaluate that on goals nobody trained on: the whole path in three calls."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from icrl_agents import InContextAgent
 from icrl_agents.envs import task_split
 from icrl_agents.evaluation import rollout
-from icrl_agents.training.collection import CollectionConfig, collect
-from icrl_agents.training.distillation import train
-from icrl_agents.training.presets import distillation_preset
+from icrl_agents.training.pipeline import run_training
+from icrl_agents.training.sources.presets import run_collection
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--out", type=Path, default=Path("runs/own"))
-parser.add_argument("--steps-per-task", type=int, default=100_000)
-parser.add_argument("--updates", type=int, default=600)
-parser.add_argument("--keep-every", type=int, default=10)
-parser.add_argument("--episodes", type=int, default=40)
+parser.add_argument("--steps-per-task", type=int, help="of the teacher; default: the preset's")
+parser.add_argument("--updates", type=int, help="of the agent; default: the preset's")
+parser.add_argument("--episodes", type=int, default=40, help="of the evaluation")
 arguments = parser.parse_args()
 
 env_id = "icrl/ReacherGoal-v0"
-histories = collect(CollectionConfig(env_id, steps_per_task=arguments.steps_per_task), arguments.out / "histories")
-print(f"{len(histories)} histories; the best source returns {max(histories.manifest.progress.final_returns):.2f}")
-
-config = replace(
-    distillation_preset(env_id, "laptop", "mamba"),
-    name="own-agent",
-    target="source_mean",  # what the source meant to do, without its exploration noise
-    updates=arguments.updates,
-    keep_every=arguments.keep_every,
-    episodes=arguments.episodes,
+teacher = run_collection(
+    env_id, arguments.out / "teacher", source="task-informed", steps_per_task=arguments.steps_per_task
 )
-train(config, arguments.out / "histories", arguments.out / "agent")
+returns = teacher.manifest.progress.final_returns
+print(f"the teacher, which is told the goal, returns {sum(returns) / len(returns):.2f} on {len(returns)} goals")
 
-agent = InContextAgent.from_pretrained(arguments.out / "agent")
-returns = rollout(agent, task_split(env_id).val, arguments.episodes, seed=0).returns.mean(0)
-print(f"unseen goals: episode 1 returns {returns[0]:.2f}, the last {returns[-1]:.2f}")
+agent_folder = arguments.out / "agent"
+run_training(
+    env_id, arguments.out / "teacher", agent_folder, method="on-policy", name="own-agent", updates=arguments.updates
+)
+
+agent = InContextAgent.from_pretrained(agent_folder)
+by_episode = rollout(agent, task_split(env_id).val, arguments.episodes, seed=0).returns.mean(0)
+print(f"the agent on 10 unseen goals: episode 1 returns {by_episode[0]:.2f}, the last {by_episode[-1]:.2f}")

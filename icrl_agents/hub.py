@@ -1,12 +1,13 @@
 """Checkpoints: from a name to a directory, from a directory to a model, and back; the Hugging Face Hub.
 
-A checkpoint is a directory of five files::
+A checkpoint is a directory of up to six files::
 
     config.json         AgentConfig
     model.safetensors   the weights
     README.md           model card
     evaluation.json     measured returns (optional)
     training.json       what reproduces it (optional)
+    curve.png           the measured returns, drawn (optional)
 
 Loading is strict: names, shapes and dtypes of all tensors are compared with the config before anything is
 allocated.
@@ -15,31 +16,32 @@ allocated.
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from importlib.resources import files
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from icrl_agents.atomic import write_atomically, write_text_atomically
 from icrl_agents.backbones import carry_bytes
 from icrl_agents.config import AgentConfig, ModelConfig, from_dict, load_json, to_dict
 from icrl_agents.errors import CheckpointError, ConfigError, IcrlError, UnknownNameError
 from icrl_agents.model import InContextModel
-from icrl_agents.model_card import model_card
+from icrl_agents.model_card import model_card, quoted
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 EVALUATION_FILE = "evaluation.json"
 TRAINING_FILE = "training.json"
-CHECKPOINT_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, EVALUATION_FILE, TRAINING_FILE)
+CURVE_FILE = "curve.png"
+CHECKPOINT_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, EVALUATION_FILE, TRAINING_FILE, CURVE_FILE)
 
 MAX_CONFIG_BYTES = 1 << 20
 """A larger config.json is refused unread."""
@@ -48,7 +50,15 @@ MAX_CARRY_BYTES = 1 << 31
 """A config whose memory of one row would be larger is refused."""
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16"}
+_DTYPES = {
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.bool: "BOOL",
+}
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,7 @@ class AgentSummary(NamedTuple):
         env_id: what it acts in.
         backbone: of its model.
         parameters: of its model.
-        final_normalized: mean normalised return of the last measured episode, over tasks.
+        final_normalized: normalised return of the last measured episodes, mean over tasks with its interval.
     """
 
     name: str
@@ -141,7 +151,8 @@ def load_checkpoint(directory: str | Path) -> tuple[InContextModel, AgentConfig]
 
     Raises:
         ConfigError: ``config.json`` is missing or does not fit :class:`~icrl_agents.config.AgentConfig`.
-        CheckpointError: the weights are missing, damaged, not finite, or do not fit the config.
+        CheckpointError: the weights are missing, damaged, not finite, or do not fit the config, or tokens would be
+            divided by something that is not positive.
     """
     directory = Path(directory)
     config_file, weights_file = directory / CONFIG_FILE, directory / WEIGHTS_FILE
@@ -156,9 +167,7 @@ def load_checkpoint(directory: str | Path) -> tuple[InContextModel, AgentConfig]
     with torch.random.fork_rng(devices=[]):
         model = InContextModel(config.model)
     weights = load_file(weights_file)
-    for name, tensor in weights.items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{weights_file}: {name} holds values that are not finite")
+    _require_usable(weights, str(weights_file))
     model.load_state_dict(weights, strict=True)
     return model.eval(), config
 
@@ -174,6 +183,9 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint; each file is replaced atomically.
 
+    Over a checkpoint with the same weights, an evaluation, training record or picture that is not given stays. Over one
+    with other weights it is deleted, because it does not speak of these.
+
     Args:
         directory: made if need be.
         model: built from ``config.model``.
@@ -184,21 +196,29 @@ def save_checkpoint(
 
     Raises:
         ConfigError: ``model`` was not built from ``config.model``.
-        CheckpointError: weights that are not finite.
+        CheckpointError: weights that could not be loaded again; or a file that stays is damaged.
     """
     directory = Path(directory)
     if to_dict(model.config) != to_dict(config.model):
         raise ConfigError(f"the model was built from {model.config}, not from {config.model}")
     weights = {name: t.detach().cpu().clone().contiguous() for name, t in model.state_dict().items()}
-    for name, tensor in weights.items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{name} holds values that are not finite: nothing was saved to {directory}")
-    texts = {CONFIG_FILE: _json(to_dict(config)), CARD_FILE: card or model_card(config, evaluation)}
+    _require_usable(weights, f"nothing was saved to {directory}")
+    content = save(weights, {"format": "pt"})
+    before = _digest(directory / WEIGHTS_FILE)
+    if before == sha256(content).hexdigest():
+        evaluation = _read_json(directory / EVALUATION_FILE) if evaluation is None else evaluation
+        training = _read_json(directory / TRAINING_FILE) if training is None else training
+    else:  # before the weights, so that no kill leaves the new ones beside what was said of the old ones
+        drawn_for_these = before is None and evaluation is not None
+        for file in (CARD_FILE, EVALUATION_FILE, TRAINING_FILE, *(() if drawn_for_these else (CURVE_FILE,))):
+            (directory / file).unlink(missing_ok=True)
+    figure = CURVE_FILE if (directory / CURVE_FILE).is_file() else None
+    texts = {CONFIG_FILE: _json(to_dict(config)), CARD_FILE: card or model_card(config, evaluation, training, figure)}
     if evaluation is not None:
         texts[EVALUATION_FILE] = _json(evaluation)
     if training is not None:
         texts[TRAINING_FILE] = _json(training)
-    write_atomically(directory / WEIGHTS_FILE, lambda path: save_file(weights, path, {"format": "pt"}))
+    write_atomically(directory / WEIGHTS_FILE, lambda path: path.write_bytes(content))
     for file, text in texts.items():
         write_text_atomically(directory / file, text)
 
@@ -221,13 +241,14 @@ def push_to_hub(directory: str | Path, repo_id: str, *, private: bool = False, r
     load_checkpoint(directory)
     # Imported on use: it takes half a second, and most users of an agent never publish one.
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     api = HfApi()
-    try:
+    with _asking_the_hub(f"the repository {repo_id!r} could not be made or found on the Hub"):
         api.create_repo(repo_id, private=private, exist_ok=True)
-        if revision is not None:
+    if revision is not None:
+        with _asking_the_hub(f"the branch {revision!r} of {repo_id!r} could not be made on the Hub"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
+    with _asking_the_hub(f"{directory} could not be uploaded to {repo_id!r} on the Hub"):
         commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=directory,
@@ -235,9 +256,18 @@ def push_to_hub(directory: str | Path, repo_id: str, *, private: bool = False, r
             allow_patterns=list(CHECKPOINT_FILES),
             commit_message="Upload an icrl-agents checkpoint",
         )
-    except (HfHubHTTPError, HFValidationError, ConnectionError) as error:
-        raise CheckpointError(f"the Hub did not take {repo_id!r}: {error}") from error
     return commit.commit_url
+
+
+@contextmanager
+def _asking_the_hub(failed: str) -> Iterator[None]:
+    """Whatever stops the Hub's client becomes a CheckpointError that says what failed."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # the client's transport, and with it the class of its errors, changes by version
+        raise CheckpointError(f"{failed}: {str(error) or type(error).__name__}") from error
 
 
 def _packaged() -> Path:
@@ -255,10 +285,8 @@ def _summary(name: str, entry: IndexEntry) -> AgentSummary:
     directory = _packaged() / entry.bundled
     config = load_json(AgentConfig, directory / CONFIG_FILE)
     parameters = sum(math.prod(shape) for shape, _ in _header(directory / WEIGHTS_FILE).values())
-    evaluation, final = directory / EVALUATION_FILE, "-"
-    if evaluation.is_file():
-        normalized = json.loads(evaluation.read_text(encoding="utf-8"))["normalized"]
-        final = f"{fmean(task[-1] for task in normalized):.2f}"
+    summary = (_read_json(directory / EVALUATION_FILE) or {}).get("summary") or {}
+    final = quoted(summary["final_normalized"]) if "final_normalized" in summary else "-"
     return AgentSummary(name, config.env_id, config.model.backbone, f"{parameters:,}", final)
 
 
@@ -270,29 +298,51 @@ def _refuse_revision(name: str, revision: str | None) -> None:
 def _download(repo_id: str, revision: str | None) -> Path:
     """A snapshot of the checkpoint's files in the Hub's cache."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
-    try:
-        path = snapshot_download(repo_id, revision=revision, allow_patterns=list(CHECKPOINT_FILES))
-    except LocalEntryNotFoundError as error:
-        raise CheckpointError(
-            f"{repo_id!r} is not in the local cache and the Hub cannot be reached: {error}"
-        ) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        at = f" at revision {revision!r}" if revision else ""
-        raise CheckpointError(
-            f"no checkpoint {repo_id!r}{at} on the Hub (known names: {', '.join(agent_names())}): {error}"
-        ) from error
-    return Path(path)
+    at = f" at revision {revision!r}" if revision else ""
+    with _asking_the_hub(f"{repo_id!r}{at} could not be downloaded from the Hub"):
+        try:
+            return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(CHECKPOINT_FILES)))
+        except LocalEntryNotFoundError as error:
+            raise CheckpointError(
+                f"{repo_id!r} is not in the local cache and the Hub cannot be reached: {error}"
+            ) from error
+        except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+            raise CheckpointError(
+                f"no checkpoint {repo_id!r}{at} on the Hub (known names: {', '.join(agent_names())}): {error}"
+            ) from error
 
 
 def _require_digest(path: Path, expected: str) -> None:
-    if not path.exists():
+    found = _digest(path)
+    if found is None:
         raise CheckpointError(f"{path} does not exist")
-    with path.open("rb") as file:
-        found = file_digest(file, "sha256").hexdigest()
     if found != expected:
         raise CheckpointError(f"{path} has SHA-256 {found}, expected {expected}")
+
+
+def _digest(path: Path) -> str | None:
+    """SHA-256 of a file; None if there is none."""
+    try:
+        with path.open("rb") as file:
+            return file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+def _require_usable(weights: Mapping[str, torch.Tensor], where: str) -> None:
+    """Nothing that would make an agent's actions NaN."""
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{where}: {name} holds values that are not finite")
+    if not (weights["token_std"] > 0).all():
+        raise CheckpointError(f"{where}: token_std holds values that are not above 0, and tokens are divided by it")
 
 
 Layout = dict[str, tuple[tuple[int, ...], str]]
@@ -346,3 +396,16 @@ def _require_layout(path: Path, found: Layout, expected: Layout) -> None:
 
 def _json(data: Mapping[str, Any]) -> str:
     return json.dumps(data, indent=2) + "\n"
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """What :func:`_json` wrote; None if there is no such file."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} is damaged: expected an object, got {type(data).__name__}")
+    return data

@@ -10,37 +10,56 @@ from icrl_agents.config import AgentConfig
 CURVE_EPISODES = (1, 2, 3, 5, 10, 20, 30, 40)
 """Episodes that the card's table shows, as far as they were measured."""
 
+SUMMARY_ROWS = {
+    "first_return": "return of the first episode",
+    "final_return": "return of the last episodes",
+    "first_normalized": "normalised, first episode",
+    "final_normalized": "normalised, last episodes",
+    "final_normalized_of_means": "normalised, last episodes, ratio of the means",
+}
+"""What the card quotes of an evaluation's summary, and how it calls it."""
 
-def model_card(config: AgentConfig, evaluation: Mapping[str, Any] | None = None) -> str:
+TRAINING_NOTE = "\n`training.json` holds what reproduces it.\n"
+
+
+def model_card(
+    config: AgentConfig,
+    evaluation: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    figure: str | None = None,
+) -> str:
     """A checkpoint's card, with YAML metadata on top.
 
     Args:
         config: of the checkpoint.
         evaluation: what ``icrl-agents evaluate --json`` writes: at least ``env_id``, ``split`` and
-            ``returns``, one list per task with a return per episode; ``anchors`` and ``normalized`` are shown
-            if they are there. None: the card says that nothing was measured.
+            ``returns``, one list per task with a return per episode; ``anchors``, ``normalized``, ``seeds``,
+            ``summary`` and ``controls`` are shown if they are there. None: the card says that nothing was measured.
+        training: what reproduces the agent; its ``recipe`` becomes a tag.
+        figure: file name of the learning curve's picture, beside the card.
     """
     # Imported on use: it takes half a second, and loading an agent from a directory needs no Hub.
     from huggingface_hub import ModelCardData
 
+    recipe = str((training or {}).get("recipe", ""))
     data = ModelCardData(
         library_name="icrl-agents",
         license="apache-2.0",
         pipeline_tag="reinforcement-learning",
         tags=[
             "in-context-reinforcement-learning",
-            "algorithm-distillation",
+            *([recipe.replace(" ", "-")] if recipe else []),
             config.model.backbone,
             config.env_id,
         ],
         model_name=config.name,
         eval_results=None if evaluation is None else _eval_results(evaluation),
     )
-    measured = "Nothing was measured yet." if evaluation is None else _curve(evaluation)
-    return f"---\n{data.to_yaml()}\n---\n\n{_body(config, measured)}"
+    measured = "Nothing was measured yet." if evaluation is None else _measured(config, evaluation, figure)
+    return f"---\n{data.to_yaml()}\n---\n\n{_body(config, measured, recipe, training is not None)}"
 
 
-def _body(config: AgentConfig, measured: str) -> str:
+def _body(config: AgentConfig, measured: str, recipe: str, reproducible: bool) -> str:
     model = config.model
     return f"""# {config.name}
 
@@ -71,15 +90,79 @@ for _ in range({config.training_episodes} * {config.episode_steps}):
 | | |
 |---|---|
 | environment | `{config.env_id}`, episodes of {config.episode_steps} steps |
-| trained on | {config.training_episodes} episodes a task, split `{config.split}` (`{config.split_hash}`) |
+| trained by | {recipe or "-"} |
+| trained on | sequences of {config.training_episodes} episodes, split `{config.split}` (`{config.split_hash}`) |
 | physics | mujoco {config.mujoco_version} |
 | backbone | {model.backbone} {dict(model.backbone_options)} |
 | reads | {model.observation_dim} observation entries, {model.tokenization} tokens |
 | head | {model.head} |
 | sees rewards | {"no (control)" if model.mask_rewards else "yes"} |
+{TRAINING_NOTE if reproducible else ""}"""
 
-`training.json` holds what reproduces it.
-"""
+
+def _measured(config: AgentConfig, evaluation: Mapping[str, Any], figure: str | None) -> str:
+    """All that was measured, and the command that measures it again."""
+    seeds = evaluation.get("seeds") or []
+    parts = [
+        "" if figure is None else f"![Return per episode on unseen tasks]({figure})",
+        _curve(evaluation),
+        _summary(evaluation.get("summary") or {}),
+        _controls(evaluation.get("controls") or {}),
+        f"Evaluation seeds: {', '.join(map(str, seeds))}." if seeds else "",
+        f"To measure it again: `{_command(config.name, evaluation)}`.",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _command(name: str, evaluation: Mapping[str, Any]) -> str:
+    """What measures an agent again; options are given where they are not the defaults of the command."""
+    tasks, episodes = np.shape(evaluation["returns"])
+    given = {
+        "--split": (evaluation["split"], "paper"),
+        "--subset": (evaluation.get("subset", "test"), "test"),
+        "--tasks": (tasks, 30),
+        "--episodes": (episodes, 40),
+        "--seed": (" ".join(map(str, evaluation.get("seeds") or [0])), "0"),
+    }
+    options = [f" {option} {value}" for option, (value, default) in given.items() if value != default]
+    return f"icrl-agents evaluate {name}{''.join(options)}"
+
+
+def _summary(summary: Mapping[str, Any]) -> str:
+    """The numbers to quote, with their intervals."""
+    rows = [(title, summary[key]) for key, title in SUMMARY_ROWS.items() if key in summary]
+    if not rows:
+        return ""
+    lines = ["| over tasks | mean [95 % interval] | interquartile mean |", "|---|---|---|"]
+    for title, found in rows:
+        lines.append(f"| {title} | {quoted(found)} | {_iqm(found)} |")
+    return "\n".join(lines)
+
+
+def _controls(controls: Mapping[str, Any]) -> str:
+    """What shows that it learns from its rewards, and over episodes."""
+    lines = []
+    if "swapped_rewards" in controls:
+        found = controls["swapped_rewards"]
+        lines.append(
+            "- Swapped rewards: given the rewards of another task, it ends nearer to that one in "
+            f"{found['nearer_to_rewarded']:.0%} of the tasks: error to the rewarded task "
+            f"{quoted(found['error_to_rewarded'], 3)}, to its own {quoted(found['error_to_own'], 3)}."
+        )
+    if "reset_each_episode" in controls:
+        final = controls["reset_each_episode"]["final_normalized"]
+        lines.append(f"- Memory emptied at each episode: normalised return {quoted(final)}.")
+    return "\n".join(["Controls, mean [95 % interval over tasks]:", "", *lines]) if lines else ""
+
+
+def _iqm(found: Mapping[str, float]) -> str:
+    return f"{found['iqm']:.2f}" if "iqm" in found else "-"
+
+
+def quoted(found: Mapping[str, float], digits: int = 2) -> str:
+    """``"mean [low, high]"``; a single task has no interval."""
+    mean = f"{found['mean']:.{digits}f}"
+    return f"{mean} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]" if "low" in found else mean
 
 
 def _curve(evaluation: Mapping[str, Any]) -> str:

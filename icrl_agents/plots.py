@@ -70,7 +70,7 @@ def plot_results(results: Sequence[EvalResult], path: str | Path) -> Path:
 
 def _band(axes: Axes, x: np.ndarray, values: np.ndarray, color: str, label: str) -> None:
     """The mean over tasks ``[N, X]`` and its 95 % bootstrap band."""
-    axes.plot(x, values.mean(0), color=color, lw=2, label=label)
+    axes.plot(x, values.mean(0), color=color, lw=2, marker="o" if len(x) == 1 else None, label=label)
     if len(values) > 1:
         mean: Any = np.mean
         rng = np.random.default_rng(0)

@@ -120,6 +120,12 @@ def test_unions_take_nothing_else(value):
         from_dict(Choice, value)
 
 
+@pytest.mark.parametrize("change", [{"tokenization": "word"}, {"head": "mixture"}])
+def test_a_model_config_made_in_python_takes_only_listed_values(make_config, change):
+    with pytest.raises(ConfigError, match=f"{next(iter(change))}: expected one of"):
+        replace(make_config().model, **change)
+
+
 def test_a_config_made_in_python_is_checked_too(make_config):
     with pytest.raises(ConfigError, match="low below high"):
         replace(make_config(), action_high=(-2.0, 1.0))

@@ -303,15 +303,15 @@ def test_no_result_at_all(tmp_path: Path, content: bytes) -> None:
 
 
 def test_summary_by_hand() -> None:
-    """Two tasks, six episodes: the mean over tasks goes -10, -6, -3, -2, -2, -2, the last five have mean -3."""
-    returns = np.array([[-12.0, -8, -4, -2, -2, -2], [-8.0, -4, -2, -2, -2, -2]])
+    """The mean over tasks goes -10, -6, -3.4, -2, -1.8, -1.8; the last five: -3.6 and -2.4, together -3."""
+    returns = np.array([[-12.0, -8, -4.4, -2, -1.8, -1.8], [-8.0, -4, -2.4, -2, -1.8, -1.8]])
     found = summarize(returns, {"blind": [-10.0, -6.0], "oracle": [-2.0, -2.0]})
     assert found["first_return"]["mean"] == -10
-    assert found["final_return"]["mean"] == pytest.approx((-18 / 5 - 12 / 5) / 2)
+    assert found["final_return"]["mean"] == pytest.approx(-3)
     assert found["first_normalized"]["mean"] == pytest.approx((-2 / 8 + -2 / 4) / 2)
     assert found["final_normalized"]["mean"] == pytest.approx((6.4 / 8 + 3.6 / 4) / 2)
     assert found["final_normalized_of_means"]["mean"] == pytest.approx((6.4 + 3.6) / (8 + 4))
-    # the gain is 7, nine tenths of it -10 + 6.3 = -3.7, and episode 3 has -3
+    # the gain is 7, nine tenths of it -10 + 6.3 = -3.7, and episode 3 has -3.4
     assert found["episodes_to_90_percent_of_gain"] == 3
     assert "iqm" not in found["final_normalized_of_means"]
     ratios = sorted([6.4 / 8, 3.6 / 4])  # an interval over two tasks spans them

@@ -19,8 +19,9 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from icrl_agents import hub
+from icrl_agents import backbones, hub
 from icrl_agents.agent import InContextAgent
+from icrl_agents.backbones.mamba import Mamba
 from icrl_agents.config import from_dict, to_dict
 from icrl_agents.errors import CheckpointError, ConfigError, IcrlError, UnknownNameError
 from icrl_agents.model import InContextModel
@@ -34,15 +35,31 @@ EVALUATION = {
     "returns": [[-10.0, -6.0, -4.0], [-12.0, -8.0, -2.0]],
     "normalized": [[0.0, 0.5, 0.75], [0.0, 0.25, 0.25]],
     "anchors": {"blind": [-10.0, -12.0], "oracle": [-2.0, -4.0]},
+    "seeds": [0, 1],
+    "summary": {
+        "first_return": {"mean": -11.0, "iqm": -11.0, "low": -12.0, "high": -10.0},
+        "final_return": {"mean": -7.0, "iqm": -7.25, "low": -7.33, "high": -6.67},
+        "final_normalized": {"mean": 0.5, "iqm": 0.5, "low": 0.25, "high": 0.75},
+        "final_normalized_of_means": {"mean": 0.51, "low": 0.26, "high": 0.76},
+    },
+    "controls": {
+        "swapped_rewards": {
+            "nearer_to_rewarded": 0.5,
+            "error_to_rewarded": {"mean": 0.01, "iqm": 0.01, "low": 0.005, "high": 0.015},
+            "error_to_own": {"mean": 0.2, "iqm": 0.2, "low": 0.1, "high": 0.3},
+        },
+        "reset_each_episode": {"final_normalized": {"mean": 0.125, "iqm": 0.1, "low": 0.0, "high": 0.25}},
+    },
 }
+TRAINING = {"recipe": "on-policy distillation", "config": {"k": 4}}
 
 
 @pytest.fixture
 def saved(agent, tmp_path):
     directory = tmp_path / "checkpoint"
-    hub.save_checkpoint(
-        directory, agent.model, agent.config, evaluation=EVALUATION, training={"seed": 1, "config": {"k": 4}}
-    )
+    directory.mkdir()
+    (directory / "curve.png").write_bytes(b"drawn")
+    hub.save_checkpoint(directory, agent.model, agent.config, evaluation=EVALUATION, training=TRAINING)
     return directory
 
 
@@ -68,10 +85,10 @@ def test_save_load_same_actions(make_agent, tmp_path, backbone, head, tokenizati
             one.observe(reward, False)
 
 
-def test_a_checkpoint_has_the_five_files_and_no_leftovers(saved):
+def test_a_checkpoint_has_its_files_and_no_leftovers(saved):
     assert sorted(os.listdir(saved)) == sorted(hub.CHECKPOINT_FILES)
     assert json.loads((saved / "evaluation.json").read_text()) == EVALUATION
-    assert json.loads((saved / "training.json").read_text()) == {"seed": 1, "config": {"k": 4}}
+    assert json.loads((saved / "training.json").read_text()) == TRAINING
     plain = saved.parent / "plain"
     plain.touch()
     for file in saved.iterdir():  # readable for others, as any new file
@@ -96,6 +113,84 @@ def test_a_kill_while_saving_leaves_the_old_file_whole(saved, make_agent, monkey
         with pytest.raises(KeyboardInterrupt):
             hub.save_checkpoint(saved, model, replace(config, name="other"))
     assert {file.name: file.read_bytes() for file in saved.iterdir()} == before
+
+
+def test_the_same_weights_keep_what_was_said_of_them(saved):
+    before = {file.name: file.read_bytes() for file in saved.iterdir()}
+    model, config = hub.load_checkpoint(saved)
+    hub.save_checkpoint(saved, model, config)
+    assert {file.name: file.read_bytes() for file in saved.iterdir()} == before
+    other = EVALUATION | {"seeds": [7]}
+    hub.save_checkpoint(saved, model, config, evaluation=other)
+    assert json.loads((saved / "evaluation.json").read_text()) == other
+    assert json.loads((saved / "training.json").read_text()) == TRAINING
+    assert "on-policy-distillation" in ModelCard.load(saved / "README.md").data.tags
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_new_weights_do_not_inherit_what_was_said_of_the_old_ones(saved, monkeypatch, killed):
+    model, config = hub.load_checkpoint(saved)
+    with torch.no_grad():
+        next(model.head.parameters()).add_(1.0)
+    if killed:  # just after the weights
+        replace_file = os.replace
+
+        def kill(source, target):
+            replace_file(source, target)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(os, "replace", kill)
+        with pytest.raises(KeyboardInterrupt):
+            hub.save_checkpoint(saved, model, config, evaluation=EVALUATION)
+        assert sorted(os.listdir(saved)) == ["config.json", "model.safetensors"]
+        return
+    hub.save_checkpoint(saved, model, config)
+    assert sorted(os.listdir(saved)) == ["README.md", "config.json", "model.safetensors"]
+    assert "Nothing was measured yet." in (saved / "README.md").read_text()
+
+
+def test_a_damaged_file_that_would_stay_is_named(saved):
+    model, config = hub.load_checkpoint(saved)
+    for content in ("{", "[1]", '{"seed": ' + "1" * 5000 + "}"):
+        (saved / "training.json").write_text(content)
+        with pytest.raises(CheckpointError, match=r"training\.json is damaged"):
+            hub.save_checkpoint(saved, model, config)
+
+
+class Counting(Mamba):
+    """A backbone with buffers that are not real numbers."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        for dtype in (torch.int64, torch.int32, torch.bool):
+            self.register_buffer(str(dtype).partition(".")[2], torch.ones(3, dtype=dtype))
+
+
+def test_buffers_of_whole_numbers_and_flags_are_saved_too(make_agent, tmp_path, monkeypatch):
+    monkeypatch.setattr(backbones, "_BACKBONES", dict(backbones._BACKBONES))
+    monkeypatch.setattr(sys.modules["icrl_agents.backbones.mamba"], "Counting", Counting, raising=False)
+    backbones.register_backbone(
+        "counting", "icrl_agents.backbones.mamba:Counting", "icrl_agents.backbones.mamba:MambaConfig"
+    )
+    config = make_agent().config
+    config = replace(config, model=replace(config.model, backbone="counting"))
+    model = InContextModel(config.model)
+    model.backbone.int64.fill_(2**60 + 1)
+    hub.save_checkpoint(tmp_path, model, config)
+    again, _ = hub.load_checkpoint(tmp_path)
+    assert again.backbone.int64.tolist() == [2**60 + 1] * 3
+    assert (again.backbone.int32.dtype, again.backbone.bool.dtype) == (torch.int32, torch.bool)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_tokens_are_not_divided_by_what_is_not_positive(saved, make_agent, tmp_path, value):
+    rewrite(saved, lambda weights: weights["token_std"][3:4].fill_(value))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: token_std"):
+        hub.load_checkpoint(saved)
+    agent = make_agent()
+    agent.model.token_std[3] = value
+    with pytest.raises(CheckpointError, match="token_std"):
+        agent.save_pretrained(tmp_path / "x")
 
 
 def test_saving_refuses_what_could_not_be_loaded(make_agent, make_config, tmp_path):
@@ -287,9 +382,14 @@ def test_summaries_of_the_bundled_agents(packaged, make_agent):
     hub.save_checkpoint(packaged / "mine-v1", agent.model, agent.config, evaluation=EVALUATION)
     parameters = f"{sum(t.numel() for t in agent.model.state_dict().values()):,}"
     assert hub.bundled_agents() == [
-        ("mine", "icrl/ReacherGoal-v0", "mamba", parameters, "0.50"),  # (0.75 + 0.25) / 2
+        ("mine", "icrl/ReacherGoal-v0", "mamba", parameters, "0.50 [0.25, 0.75]"),
         ("theirs", "on the Hub: org/theirs", "-", "-", "-"),
     ]
+    one_task = EVALUATION | {"summary": {"final_normalized": {"mean": 0.125}}}
+    hub.save_checkpoint(packaged / "mine-v1", agent.model, agent.config, evaluation=one_task)
+    assert hub.bundled_agents()[0].final_normalized == "0.12"
+    (packaged / "mine-v1/evaluation.json").unlink()
+    assert hub.bundled_agents()[0].final_normalized == "-"
 
 
 def test_every_agent_in_the_package_loads_and_all_fit_in_40_megabytes():
@@ -317,12 +417,40 @@ def test_the_card_holds_the_measured_numbers(make_config):
     assert "| return | -11.00 | -7.00 | -3.00 |" in card.text
     assert "| normalised (0 blind, 1 oracle) | 0.00 | 0.38 | 0.50 |" in card.text
     assert "blind -11.00, oracle -3.00" in card.text
+    assert "| return of the last episodes | -7.00 [-7.33, -6.67] | -7.25 |" in card.text
+    assert "| normalised, last episodes, ratio of the means | 0.51 [0.26, 0.76] | - |" in card.text
+    assert "50% of the tasks" in card.text
+    assert "error to the rewarded task 0.010 [0.005, 0.015], to its own 0.200 [0.100, 0.300]" in card.text
+    assert "Memory emptied at each episode: normalised return 0.12 [0.00, 0.25]" in card.text
+    assert "Evaluation seeds: 0, 1." in card.text
+    assert "`icrl-agents evaluate tiny-mamba --tasks 2 --episodes 3 --seed 0 1`" in card.text
+    assert "sequences of 4 episodes" in card.text
+    assert ".png" not in card.text
+
+
+def test_the_card_of_a_full_evaluation_gives_the_short_command(make_config):
+    measured = EVALUATION | {"returns": [[-3.0] * 40] * 30, "normalized": None, "seeds": [0, 1, 2]}
+    assert "`icrl-agents evaluate tiny-mamba --seed 0 1 2`" in model_card(make_config(), measured)
+
+
+@pytest.mark.parametrize("recipe", ["algorithm distillation", "on-policy distillation"])
+def test_the_card_names_the_recipe_and_no_other(make_config, recipe):
+    card = ModelCard(model_card(make_config(), training={"recipe": recipe}))
+    assert [tag for tag in card.data.tags if "distillation" in tag] == [recipe.replace(" ", "-")]
+    assert f"| trained by | {recipe} |" in card.text
+    assert "`training.json` holds what reproduces it." in card.text
+
+
+def test_the_card_shows_the_picture_that_lies_beside_it(saved):
+    assert "](curve.png)" in (saved / "README.md").read_text()
 
 
 def test_a_card_without_an_evaluation_claims_nothing(make_config):
     card = ModelCard(model_card(make_config()))
     assert "Nothing was measured yet." in card.text
     assert card.data.eval_results is None
+    assert not [tag for tag in card.data.tags if "distillation" in tag]
+    assert "training.json" not in card.text
 
 
 def test_the_cards_code_runs(packaged, make_config, monkeypatch):
@@ -450,6 +578,7 @@ def test_push_then_load_by_id_and_by_pinned_name(server, make_agent, tmp_path):
     agent = make_agent()
     agent.save_pretrained(tmp_path / "mine")
     (tmp_path / "mine" / "secret.txt").write_text("no part of a checkpoint")
+    (tmp_path / "mine" / "curve.png").write_bytes(b"a picture")
     push = f"""
 from icrl_agents import push_to_hub
 print(push_to_hub({str(tmp_path / "mine")!r}, "org/agent", private=True))
@@ -457,7 +586,7 @@ print(push_to_hub({str(tmp_path / "mine")!r}, "org/agent", private=True))
     address = client(server, tmp_path / "home", push)
     assert address.endswith(f"/commit/{server.commits[-1]}")
     assert server.repo["visibility"] == "private"
-    assert sorted(server.files) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(server.files) == ["README.md", "config.json", "curve.png", "model.safetensors"]
 
     server.files["huge.bin"] = b"0" * 1000  # somebody else's file, not to be downloaded
     load = """
@@ -510,6 +639,28 @@ for name, revision in (("org/agent", None), ("org/agent", "v9"), ("org/nothing",
     lines = client(server, tmp_path, attempts, HF_HUB_OFFLINE="1").splitlines()
     assert len(lines) == 3
     assert all("not in the local cache" in line for line in lines)
+
+
+def test_no_network_is_an_error_of_ours_that_says_what_failed(server, make_agent, tmp_path):
+    make_agent().save_pretrained(tmp_path / "mine")
+    attempts = f"""
+from icrl_agents import InContextAgent, push_to_hub
+from icrl_agents.errors import CheckpointError
+for attempt in (
+    lambda: push_to_hub({str(tmp_path / "mine")!r}, "org/agent"),
+    lambda: push_to_hub({str(tmp_path / "mine")!r}, "no/such/name"),
+    lambda: InContextAgent.from_pretrained("org/agent"),
+):
+    try:
+        attempt()
+    except CheckpointError as error:
+        print(str(error).splitlines()[0])
+"""
+    nobody = "http://127.0.0.1:1"
+    made, named, read = client(server, tmp_path / "home", attempts, HF_ENDPOINT=nobody).splitlines()
+    assert "the repository 'org/agent' could not be made or found on the Hub: " in made
+    assert "'no/such/name'" in named
+    assert "'org/agent' is not in the local cache and the Hub cannot be reached" in read
 
 
 def test_nothing_broken_is_pushed(saved):

@@ -39,6 +39,18 @@ def test_two_of_three_episodes_side_by_side(make_agent: Callable[..., InContextA
     assert (meta["duration"], meta["loop"]) == (40, 0)  # half speed: 50 steps are one simulated second
 
 
+def test_the_episodes_asked_for_are_shown(
+    make_agent: Callable[..., InContextAgent], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    films: list[np.ndarray] = []
+    monkeypatch.setattr(imageio, "imwrite", lambda path, frames, **options: films.append(np.stack(frames)))
+    for shown in ((1, 2, 3), (1, 3)):
+        record_learning(make_agent(), TASK, tmp_path / "film.gif", episodes=3, shown=shown)
+    first, second, third = np.split(films[0], 3, axis=2)
+    np.testing.assert_array_equal(films[1], np.concatenate([first, third], axis=2))
+    assert (second != third).any()
+
+
 def test_the_task_is_in_the_picture_and_the_film_is_the_same_again(
     make_agent: Callable[..., InContextAgent], tmp_path: Path
 ) -> None:

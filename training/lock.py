@@ -10,13 +10,15 @@ from typing import Self
 from icrl_agents.errors import DatasetError
 
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}")  # the temporary names of icrl_agents.atomic
+_OWN_FOLDERS = (".", "shards", "snapshots", "rounds")  # deeper or elsewhere, another process may be writing
 
 
 class DirectoryLock:
     """The right to write in a directory; release it or use it in ``with``.
 
     The operating system drops it when the process ends, however it ends: a lock is never left behind. Files
-    that a killed process had not finished writing are deleted.
+    that a killed process had not finished writing, in the directory or in a dataset's or run's own folders inside,
+    are deleted.
 
     Args:
         directory: made if it does not exist; a file ``.lock`` is made in it.
@@ -35,9 +37,10 @@ class DirectoryLock:
             raise DatasetError(
                 f"{directory} is in use by another process; wait for it or choose another directory"
             ) from None
-        for path in directory.rglob(".*"):
-            if _PARTIAL.fullmatch(path.name):
-                path.unlink()
+        for folder in _OWN_FOLDERS:
+            for path in (directory / folder).glob(".*"):
+                if _PARTIAL.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Let others write. Safe to call twice."""

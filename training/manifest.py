@@ -164,7 +164,7 @@ def load_manifest(directory: Path) -> Manifest:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise DatasetError(f"{directory} is no dataset of learning histories: it has no manifest.json") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # no UTF-8, no JSON, or a number of thousands of digits
         raise DatasetError(f"{path} is damaged: {error}") from None
     if isinstance(data, dict) and data.get("format_version") != FORMAT_VERSION:
         raise DatasetError(

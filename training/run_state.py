@@ -58,8 +58,10 @@ def claim_run(directory: Path, identity: Mapping[str, Any]) -> None:
         return
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # no UTF-8, no JSON, or a number of thousands of digits
         raise ConfigError(f"{path} is damaged: {error}") from None
+    if not isinstance(there, dict):
+        raise ConfigError(f"{path} is damaged: expected an object, got {type(there).__name__}")
     differing = difference(there, here)
     if differing:
         raise ConfigError(f"{directory} holds another run, which differs in: {'; '.join(differing)}")
@@ -83,14 +85,14 @@ def load_run(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer
         The rest of its state; None if nothing was saved yet.
 
     Raises:
-        DatasetError: the saved state is damaged.
+        DatasetError: the saved state is damaged, or is none.
     """
     path = directory / STATE_FILE
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            state = from_dict(RunState, json.loads(file.metadata()["run"]), where=STATE_FILE)
+            state = from_dict(RunState, json.loads((file.metadata() or {})["run"]), where=STATE_FILE)
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         own = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
         model.load_state_dict(own, strict=True)
@@ -99,6 +101,6 @@ def load_run(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer
             _, moment, name = key.split(".", 2)
             device = "cpu" if moment == "step" else parameters[name].device  # AdamW counts its steps on the CPU
             optimizer.state[parameters[name]][moment] = tensors[key].to(device)
-    except (SafetensorError, OSError, KeyError, RuntimeError, ConfigError) as error:
-        raise DatasetError(f"{path} is damaged: {error}") from None
+    except (SafetensorError, OSError, LookupError, RuntimeError, ValueError) as error:
+        raise DatasetError(f"{path} is damaged or not of this run: {error}") from None
     return state

@@ -20,7 +20,7 @@ both ways.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -109,6 +109,11 @@ class S6Block(nn.Module):
         self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus of it is dt
         self.out_proj.weight.div_(math.sqrt(config.n_layers))  # the residual stream's variance stays O(1)
 
+    def train(self, mode: bool = True) -> Self:
+        """Also what shows new weights that were written past autograd, through ``A_log.data``, to the steps."""
+        self._decay = None
+        return super().train(mode)
+
     def initial_carry(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> BlockCarry:
         """An empty memory for ``batch_size`` rows."""
         inner, states = self.A_log.shape
@@ -150,7 +155,11 @@ class S6Block(nn.Module):
         return self.out_proj(y), BlockCarry(taps, state)
 
     def decay(self) -> Tensor:
-        """A = -exp(A_log) ``[E, N]``; computed once per set of weights where no gradient is wanted."""
+        """A = -exp(A_log) ``[E, N]``; computed once per set of weights where no gradient is wanted.
+
+        New weights are noticed however they come, but for edits of ``A_log.data``, which PyTorch does not count:
+        after those, call ``train`` or ``eval`` of the model.
+        """
         if torch.is_grad_enabled() or self.A_log.is_inference():
             return -torch.exp(self.A_log)
         if self._decay is not None:

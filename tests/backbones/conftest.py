@@ -11,6 +11,7 @@ TINY = {
     "mamba": [
         {"d_model": 12, "n_layers": 2, "d_state": 5},
         {"d_model": 8, "n_layers": 1, "d_conv": 2, "dt_rank": 3},
+        {"d_model": 8, "n_layers": 2, "d_conv": 1},
     ],
     "transformer": [
         {"d_model": 12, "n_layers": 2, "n_heads": 2, "d_ff": 20, "context_length": 5},

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.distributions import Normal
 
 from icrl_agents.backbones import backbone_names
@@ -23,6 +23,7 @@ from icrl_agents.training import distillation
 from icrl_agents.training.distillation import DistillationConfig, learning_rate, make_optimizer, train
 from icrl_agents.training.histories import HistoryWriter
 from icrl_agents.training.presets import distillation_preset
+from icrl_agents.training.run_state import load_run
 from icrl_agents.training.validation import Validation, action_loss
 
 TINY = {
@@ -280,6 +281,42 @@ def test_another_run_is_refused_and_nothing_is_overwritten(data, tmp_path, make_
         quietly(config(updates=2), data, tmp_path / "out")
 
 
+@pytest.mark.parametrize("content", ["{", "[1]", '"text"', '{"config": ' + "1" * 5000 + "}", "[" * 100_000])
+def test_a_damaged_identity_of_a_run_is_named(data, tmp_path, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/run.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"run\.json is damaged"):
+        quietly(config(), data, tmp_path / "out")
+
+
+FOREIGN_STATES = {
+    "no metadata": ({"x": torch.zeros(1)}, None),
+    "other metadata": ({"x": torch.zeros(1)}, {"format": "pt"}),
+    "no object": ({"x": torch.zeros(1)}, {"run": "[1]"}),
+    "no JSON": ({"x": torch.zeros(1)}, {"run": "{"}),
+    "long number": ({"x": torch.zeros(1)}, {"run": '{"update": ' + "1" * 5000 + "}"}),
+    "other weights": ({"model.x": torch.zeros(1)}, {"run": '{"update": 1, "sampler": ""}'}),
+}
+
+
+@pytest.mark.parametrize(("tensors", "metadata"), FOREIGN_STATES.values(), ids=FOREIGN_STATES.keys())
+def test_a_foreign_state_of_a_run_is_named(data, tmp_path, tensors, metadata):
+    quietly(config(updates=1), data, tmp_path / "out")
+    save_file(tensors, tmp_path / "out/training_state.safetensors", metadata)
+    with pytest.raises(DatasetError, match=r"training_state\.safetensors is damaged or not of this run"):
+        quietly(config(updates=1), data, tmp_path / "out")
+
+
+def test_optimizer_states_of_other_names_are_refused(tmp_path):
+    model = torch.nn.Linear(1, 1)
+    metadata = {"run": '{"update": 1, "sampler": ""}'}
+    for name in ("optimizer.step", "optimizer.step.bogus"):
+        tensors = {f"model.{key}": tensor for key, tensor in model.state_dict().items()} | {name: torch.zeros(1)}
+        save_file(tensors, tmp_path / "training_state.safetensors", metadata)
+        with pytest.raises(DatasetError, match=r"training_state\.safetensors"):
+            load_run(tmp_path, model, torch.optim.AdamW(model.parameters()))
+
+
 def test_data_of_another_environment_is_refused(tmp_path, make_dataset):
     make_dataset(tmp_path / "data", env_id="icrl/AntDir-v0")
     with pytest.raises(DatasetError, match=r"is of icrl/AntDir-v0, the run of icrl/ReacherGoal-v0"):
@@ -340,7 +377,7 @@ def test_validation_rolls_out_on_unseen_tasks(tmp_path, make_dataset):
     assert -200 < result.best_score < 0  # what Reacher's rewards add up to
 
     make_dataset(tmp_path / "leak", **known, tasks=(*split.train[:3], split.val[0]))
-    with pytest.raises(DatasetError, match="on validation tasks"):
+    with pytest.raises(DatasetError, match="on validation or test tasks"):
         quietly(of, tmp_path / "leak", tmp_path / "out2")
     make_dataset(tmp_path / "old", **known | {"split_hash": "0123"}, **tasks)
     with pytest.raises(DatasetError, match="'paper' with hash 0123"):

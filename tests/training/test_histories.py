@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from icrl_agents.errors import DatasetError
 from icrl_agents.training.histories import HistoryDataset, HistoryWriter
+from icrl_agents.training.lock import DirectoryLock
 
 PER_STEP = ("observations", "actions", "mean_actions", "rewards", "terminated", "truncated")
 
@@ -227,6 +228,18 @@ def test_one_writer_at_a_time(tmp_path, make_manifest):
     HistoryWriter.create_or_resume(tmp_path, make_manifest()).close()
 
 
+def test_a_lock_cleans_up_after_killed_processes_but_not_below_its_own_folders(tmp_path):
+    partial = f".00000.safetensors.{'0a' * 16}"
+    own = [tmp_path / folder / partial for folder in (".", "shards", "snapshots", "rounds")]
+    others = [tmp_path / "other-run" / partial, tmp_path / "other-run/shards" / partial, tmp_path / ".keep"]
+    for file in (*own, *others):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    DirectoryLock(tmp_path).release()
+    assert not any(file.exists() for file in own)
+    assert all(file.exists() for file in others)
+
+
 def test_state_is_kept_until_complete(tmp_path, make_manifest, make_regular):
     manifest = make_manifest()
     with HistoryWriter.create_or_resume(tmp_path, manifest) as writer:
@@ -342,8 +355,12 @@ def test_a_foreign_manifest_is_refused(tmp_path, make_dataset, edit, message):
 def test_no_dataset(tmp_path):
     with pytest.raises(DatasetError, match=r"no manifest\.json"):
         HistoryDataset(tmp_path / "nowhere")
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(DatasetError, match="is damaged"):
+    for content in ("{", "[" * 100_000, '{"seed": ' + "1" * 5000 + "}"):
+        (tmp_path / "manifest.json").write_text(content)
+        with pytest.raises(DatasetError, match=r"manifest\.json is damaged"):
+            HistoryDataset(tmp_path)
+    (tmp_path / "manifest.json").write_text("[1]")
+    with pytest.raises(DatasetError, match=r"manifest\.json: expected an object"):
         HistoryDataset(tmp_path)
 
 
