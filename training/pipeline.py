@@ -93,7 +93,7 @@ def reproduce(
             **training_options,
         ),
     )
-    tested = _timed(checkpoint, "evaluate", lambda: _evaluated(checkpoint) or evaluate_checkpoint(checkpoint))
+    tested = _timed(checkpoint, "evaluate", lambda: evaluate_checkpoint(checkpoint))
     return {"collect": collect, "train": train, "evaluate": tested}
 
 
@@ -136,7 +136,9 @@ def run_training(
 
 
 def evaluate_checkpoint(checkpoint: Path) -> None:
-    """Evaluate a checkpoint on the test tasks and write result, figure and card into it."""
+    """Evaluate a checkpoint on the test tasks and write result, figure and card into it, unless that was done."""
+    if _evaluated(checkpoint):
+        return
     result = evaluate(InContextAgent.from_pretrained(checkpoint), seeds=EVALUATION_SEEDS)
     plot_results([result], checkpoint / "curve.png")
     model, config = load_checkpoint(checkpoint)
