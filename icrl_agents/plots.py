@@ -44,9 +44,10 @@ def plot_results(results: Sequence[EvalResult], path: str | Path) -> Path:
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for result, color in zip(results, _COLORS * len(results), strict=False):
         episodes = np.arange(1, len(result.returns[0]) + 1)
-        _band(left, episodes, np.asarray(result.returns), color, result.agent)
+        band = "95 % interval over tasks" if result is results[-1] else None
+        _band(left, episodes, np.asarray(result.returns), color, result.agent, band)
         steps = np.arange(1, len(result.first_episode[0]) + 1)
-        _band(right, steps, np.asarray(result.first_episode), color, f"{result.agent}, episode 1")
+        _band(right, steps, np.asarray(result.first_episode), color, f"{result.agent}, episode 1", None)
         right.plot(steps, np.mean(result.last_episode, 0), color=color, ls=":", label=f"{result.agent}, last episode")
     for name, style, text in (
         ("oracle", "--", "oracle: was told the goal"),
@@ -62,13 +63,13 @@ def plot_results(results: Sequence[EvalResult], path: str | Path) -> Path:
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
 
 
-def _band(axes: Axes, x: np.ndarray, values: np.ndarray, color: str, label: str) -> None:
+def _band(axes: Axes, x: np.ndarray, values: np.ndarray, color: str, label: str, band: str | None) -> None:
     """The mean over tasks ``[N, X]`` and its 95 % bootstrap band."""
     axes.plot(x, values.mean(0), color=color, lw=2, marker="o" if len(x) == 1 else None, label=label)
     if len(values) > 1:
@@ -76,4 +77,4 @@ def _band(axes: Axes, x: np.ndarray, values: np.ndarray, color: str, label: str)
         rng = np.random.default_rng(0)
         bounds = stats.bootstrap((values,), mean, axis=0, n_resamples=1_000, method="percentile", rng=rng)
         low, high = bounds.confidence_interval
-        axes.fill_between(x, low, high, color=color, alpha=0.2, lw=0, label="95 % interval of the mean over tasks")
+        axes.fill_between(x, low, high, color=color, alpha=0.2, lw=0, label=band)
