@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
+if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's own default wants a display; it decides when it is imported
+
 from icrl_agents.agent import InContextAgent
 from icrl_agents.config import AgentConfig, ModelConfig
 from icrl_agents.model import InContextModel
-
-if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-    os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's own default wants a display
 
 torch.set_num_threads(1)  # tests run in parallel processes
 

@@ -157,7 +157,7 @@ def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("command", "known"),
     [
-        ("demo nowhere", agent_names()),
+        ("demo nowhere", ["reacher-goal"]),
         ("evaluate nobody", agent_names()),
         ("compare nobody", agent_names()),
         ("collect nowhere", ["reacher-goal"]),

@@ -120,7 +120,7 @@ def _collect(
 
     every = max(1, config.steps // config.ppo.n_steps // config.snapshots) * config.ppo.n_steps
     steps = writer.steps
-    with _progress(quiet) as bar:
+    with collection_progress(quiet) as bar:
         task = bar.add_task("collecting", total=config.steps * env.num_envs, completed=steps * env.num_envs, note="")
         while steps < config.steps:
             recordings: list[Recording] = []
@@ -271,7 +271,8 @@ def _check(config: CollectionConfig) -> None:
         )
 
 
-def _progress(quiet: bool) -> Progress:
+def collection_progress(quiet: bool) -> Progress:
+    """A bar whose tasks have a field ``note``; none where output is no terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import stable_baselines3
+from rich.progress import Progress
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -21,7 +22,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from icrl_agents.errors import DatasetError, TaskError
-from icrl_agents.training.collection import EVALUATION_EPISODES, CollectionConfig, collection_manifest
+from icrl_agents.training.collection import (
+    EVALUATION_EPISODES,
+    CollectionConfig,
+    collection_manifest,
+    collection_progress,
+)
 from icrl_agents.training.histories import HistoryDataset, HistoryWriter
 
 ALGORITHMS: Mapping[str, type[BaseAlgorithm]] = {"sb3-ppo": PPO, "sb3-sac": SAC}
@@ -117,6 +123,7 @@ def collect_sb3(
         raise TaskError(f"{config.subset} has the tasks 0 to {len(manifest.tasks) - 1}, got {task_index}")
     task = manifest.tasks[task_index]
     hyperparameters = {
+        **_defaults(ALGORITHMS[algorithm]),
         **options,
         "steps_per_task": config.steps_per_task,
         "sb3": stable_baselines3.__version__,
@@ -136,21 +143,29 @@ def collect_sb3(
             recorder = HistoryRecorder(envs, config.shard_steps, writer.append)
             model = ALGORITHMS[algorithm]("MlpPolicy", recorder, seed=config.seed, device="cpu", **options)
             recorder.model = model
-            # SB3 finishes its last roll-out whatever total it is given: the callback stops it at the step.
-            stop = StopTrainingOnMaxSteps(config.steps)
-            model.learn(config.steps * config.streams, progress_bar=not quiet, callback=stop)
+            with collection_progress(quiet) as bar:
+                callback = StepLimit(config.steps, config.streams, bar)
+                model.learn(config.steps * config.streams, callback=callback)
             writer.finish([_final_return(model, config.env_id, task)])
     return HistoryDataset(directory)
 
 
-class StopTrainingOnMaxSteps(BaseCallback):
-    """Ends learning after so many steps of the vector environment."""
+class StepLimit(BaseCallback):
+    """Ends learning at a step, where SB3 itself would finish its last roll-out, and shows how far it is.
 
-    def __init__(self, steps: int) -> None:
+    Args:
+        steps: of each environment.
+        streams: environments.
+        bar: shows them.
+    """
+
+    def __init__(self, steps: int, streams: int, bar: Progress) -> None:
         super().__init__()
-        self._steps = steps
+        self._steps, self._streams, self._bar = steps, streams, bar
+        self._shown = bar.add_task("collecting", total=steps * streams, note="")
 
     def _on_step(self) -> bool:
+        self._bar.update(self._shown, completed=self.n_calls * self._streams)
         return self.n_calls < self._steps
 
 
