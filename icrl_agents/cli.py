@@ -68,14 +68,14 @@ class Demo:
             )
         _print_curve(result)
         picture = plot_results([result], self.out / f"{agent.config.name}.png")
-        console.print(f"picture: {picture}")
+        console.print(f"picture: {picture}", soft_wrap=True)
         if self.video:
             from icrl_agents.video import record_learning
 
             path = self.out / f"{agent.config.name}.gif"
             shown = sorted({1, min(5, self.episodes), self.episodes})
             record_learning(agent, result.tasks[0], path, self.seed, self.episodes, shown)
-            console.print(f"video: {path}")
+            console.print(f"video: {path}", soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class Train:
             updates=self.updates,
             seed=self.seed,
         )
-        console.print(f"checkpoint: {out}")
+        console.print(f"checkpoint: {out}", soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -244,9 +244,9 @@ class Evaluate:
         _print_summary(result)
         if self.json is not None:
             result.save(self.json)
-            console.print(f"result: {self.json}")
+            console.print(f"result: {self.json}", soft_wrap=True)
         if self.plot is not None:
-            console.print(f"picture: {plot_results([result], self.plot)}")
+            console.print(f"picture: {plot_results([result], self.plot)}", soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ class Compare:
                 difference,
             )
         console.print(table)
-        console.print(f"picture: {plot_results(results, self.out)}")
+        console.print(f"picture: {plot_results(results, self.out)}", soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -347,7 +347,7 @@ class Anchors:
         for subset, returns in anchors.returns.items():
             means = ", ".join(f"{name} {sum(values) / len(values):.2f}" for name, values in returns.items())
             console.print(f"{subset}: {means}")
-        console.print(f"anchors: {out}")
+        console.print(f"anchors: {out}", soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -427,7 +427,7 @@ def main(arguments: list[str] | None = None) -> None:
     except IcrlError as error:
         errors = Console(stderr=True)
         errors.print("error:", style="bold red", end=" ")
-        errors.print(str(error), markup=False, highlight=False)
+        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         resumes = isinstance(chosen, Collect | Train | Anchors | Reproduce)

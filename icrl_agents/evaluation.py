@@ -23,7 +23,7 @@ from icrl_agents.agent import InContextAgent
 from icrl_agents.atomic import write_text_atomically
 from icrl_agents.config import load_json
 from icrl_agents.envs import env_definition, load_anchors, task_split
-from icrl_agents.errors import InputError
+from icrl_agents.errors import ConfigError, InputError
 
 LAST_EPISODES = 5
 """Episodes at the end that make an agent's final return."""
@@ -152,6 +152,11 @@ class EvalResult:
     controls: Mapping[str, Any] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        lengths = {len(row) for rows in (self.returns, self.normalized) for row in rows}
+        if len(lengths) != 1 or not len(self.tasks) == len(self.returns) == len(self.normalized):
+            raise ConfigError(f"expected returns of {len(self.tasks)} tasks with equally many episodes each")
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""

@@ -424,3 +424,9 @@ def test_anchors_are_sane(file: str) -> None:
         # blind is the best of those that see nothing, which val decided
         if subset == "val":
             assert values["blind"].mean() >= max(values["zero"].mean(), values["random"].mean())
+
+
+def test_ragged_results_are_refused(make_agent: Callable[..., InContextAgent], tmp_path: Path) -> None:
+    result = evaluate(make_agent(), tasks=2, episodes=2, controls=False)
+    with pytest.raises(ConfigError, match="equally many"):
+        replace(result, returns=[[1.0], [1.0, 2.0]])
