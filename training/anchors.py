@@ -28,7 +28,7 @@ ORACLE_FLOOR = {"icrl/ReacherGoal-v0": -6.5}
 """Return below which a task's oracle has not been learned and is no anchor."""
 
 BLIND_ROWS_PER_TASK = 2
-BLIND_ITERATIONS = 150
+BLIND_ITERATIONS = 400
 
 
 def measure_anchors(config: CollectionConfig, directory: str | Path, command: str, *, quiet: bool = False) -> Anchors:
