@@ -2,7 +2,10 @@
 
 Importing this module registers them::
 
-    icrl/ReacherGoal-v0
+    icrl/ReacherGoal-v0     reach a hidden point
+    icrl/PusherGoal-v0      push a hidden object to a hidden point
+    icrl/HalfCheetahVel-v0  run at a hidden speed
+    icrl/AntDir-v0          walk in a hidden direction
 """
 
 import re
@@ -14,15 +17,30 @@ from gymnasium.envs.registration import load_env_creator
 from icrl_agents.envs.anchors import Anchors, load_anchors
 from icrl_agents.envs.definition import MetaEnvDefinition, PhysicsState, Task
 from icrl_agents.envs.single import MetaEnv
-from icrl_agents.envs.splits import TaskSplit, split_of
+from icrl_agents.envs.splits import TaskSplit, split_names, split_of
 from icrl_agents.envs.vector import MetaVectorEnv
-from icrl_agents.errors import UnknownNameError
+from icrl_agents.errors import ConfigError, UnknownNameError
 
 _ENVS: dict[str, tuple[str, str, int]] = {
     "icrl/ReacherGoal-v0": (
         "icrl_agents.envs.reacher_goal:ReacherGoalEnv",
         "icrl_agents.envs.reacher_goal:ReacherGoalVectorEnv",
         50,
+    ),
+    "icrl/PusherGoal-v0": (
+        "icrl_agents.envs.pusher_goal:PusherGoalEnv",
+        "icrl_agents.envs.pusher_goal:PusherGoalVectorEnv",
+        100,
+    ),
+    "icrl/HalfCheetahVel-v0": (
+        "icrl_agents.envs.half_cheetah_vel:HalfCheetahVelEnv",
+        "icrl_agents.envs.half_cheetah_vel:HalfCheetahVelVectorEnv",
+        200,
+    ),
+    "icrl/AntDir-v0": (
+        "icrl_agents.envs.ant_dir:AntDirEnv",
+        "icrl_agents.envs.ant_dir:AntDirVectorEnv",
+        200,
     ),
 }
 """Gymnasium id -> where its single and its vector environment are, and its horizon."""
@@ -81,14 +99,35 @@ def sample_tasks(env_id: str, n: int, seed: int) -> list[dict[str, Any]]:
     return env_definition(env_id).sample_tasks(n, seed)
 
 
-for _env_id, (_entry_point, _vector_entry_point, _horizon) in _ENVS.items():
+def register_meta_env(env_id: str, entry_point: str, vector_entry_point: str, horizon: int) -> None:
+    """Make an environment of your own known to Gymnasium and to everything here that takes an id.
+
+    Args:
+        env_id: ``"namespace/Name-v0"``, as its definition has it.
+        entry_point: where its :class:`MetaEnv` is, ``"module:Class"``; strings, so that the ``EnvSpec`` survives JSON.
+        vector_entry_point: where its :class:`MetaVectorEnv` is.
+        horizon: steps per episode, as its definition has it.
+
+    Raises:
+        ConfigError: the id is taken, or an entry point is no such string.
+    """
+    if env_id in _ENVS or env_id in gymnasium.registry:
+        raise ConfigError(f"an environment {env_id!r} is registered already")
+    for place in (entry_point, vector_entry_point):
+        if not isinstance(place, str) or ":" not in place:
+            raise ConfigError(f"an entry point is a string 'module:Class', got {place!r}")
+    _ENVS[env_id] = (entry_point, vector_entry_point, horizon)
+    _register(env_id)
+
+
+def _register(env_id: str) -> None:
+    entry_point, vector_entry_point, horizon = _ENVS[env_id]
+    gymnasium.register(env_id, entry_point, vector_entry_point=vector_entry_point, max_episode_steps=horizon)
+
+
+for _env_id in _ENVS:
     if _env_id not in gymnasium.registry:
-        gymnasium.register(
-            id=_env_id,
-            entry_point=_entry_point,
-            vector_entry_point=_vector_entry_point,
-            max_episode_steps=_horizon,
-        )
+        _register(_env_id)
 
 __all__ = [
     "Anchors",
@@ -101,8 +140,10 @@ __all__ = [
     "env_definition",
     "env_ids",
     "load_anchors",
+    "register_meta_env",
     "resolve_env_id",
     "sample_tasks",
     "short_name",
+    "split_names",
     "task_split",
 ]

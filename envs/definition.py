@@ -5,7 +5,7 @@ drift apart: row i of a vector environment equals the single environment bit for
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from gymnasium.envs.mujoco.mujoco_env import expand_model_path
 
+from icrl_agents.envs.markers import Marker
 from icrl_agents.errors import TaskError
 
 Task = Mapping[str, Any]
@@ -45,8 +46,11 @@ class MetaEnvDefinition(ABC):
         horizon: environment steps per episode.
         observation_dim: entries of an observation.
         render_fps: environment steps per simulated second.
-        camera: default camera for rendering.
-        task_keys: the keys of a task and how many numbers each holds.
+        camera: default camera for rendering, as attributes of ``MjvCamera``; where ``trackbodyid`` is a moving body, it
+            follows that in x and y.
+        task_keys: the keys of a task and how many numbers each holds; one that holds one is a number, not a list.
+        task_in_physics: whether the task places something that the body can touch. Where it does not, the task changes
+            nothing but the reward; where it does, observations are independent of it until contact.
     """
 
     env_id: str
@@ -55,8 +59,9 @@ class MetaEnvDefinition(ABC):
     horizon: int
     observation_dim: int
     render_fps: int
-    camera: Mapping[str, float]
+    camera: Mapping[str, Any]
     task_keys: Mapping[str, int]
+    task_in_physics: bool = False
 
     @property
     def model_path(self) -> Path:
@@ -70,11 +75,11 @@ class MetaEnvDefinition(ABC):
         """Draw a task from the distribution."""
 
     @abstractmethod
-    def check_task_vector(self, vector: np.ndarray) -> None:
-        """Raise :class:`TaskError` where a task ``[k]`` with the right keys lies outside the distribution's support."""
+    def check_numbers(self, numbers: np.ndarray) -> None:
+        """Raise :class:`TaskError` where a task's :meth:`task_numbers` lie outside the distribution's support."""
 
-    def task_vector(self, task: Task) -> np.ndarray:
-        """A task as numbers ``[k]`` float64, for sources that may see it.
+    def task_numbers(self, task: Task) -> np.ndarray:
+        """The numbers of a task ``[m]`` float64, in the order of ``task_keys``.
 
         Raises:
             TaskError: wrong keys, wrong sizes, not finite, or out of range.
@@ -90,17 +95,32 @@ class MetaEnvDefinition(ABC):
             if part.shape != (size,) or not np.isfinite(part).all():
                 raise TaskError(f"{key!r} of a task of {self.env_id} is {size} finite number(s), got {task[key]!r}")
             parts.append(part)
-        vector = np.concatenate(parts)
-        self.check_task_vector(vector)
-        return vector
+        numbers = np.concatenate(parts)
+        self.check_numbers(numbers)
+        return numbers
+
+    @property
+    def task_vector_dim(self) -> int:
+        """k, entries of a task vector."""
+        return sum(self.task_keys.values())
+
+    def task_vector(self, task: Task) -> np.ndarray:
+        """A task as the vector ``[k]`` float64 that rewards are computed from and sources may see.
+
+        Default: its numbers.
+
+        Raises:
+            TaskError: as :meth:`task_numbers`.
+        """
+        return self.task_numbers(task)
 
     def canonical_task(self, task: Task) -> dict[str, Any]:
         """The task as a plain, JSON-able dict of its own, validated."""
-        vector = self.task_vector(task).tolist()
+        numbers = self.task_numbers(task).tolist()
         result: dict[str, Any] = {}
         for key, size in self.task_keys.items():
-            numbers, vector = vector[:size], vector[size:]
-            result[key] = numbers[0] if np.isscalar(task[key]) else numbers
+            own, numbers = numbers[:size], numbers[size:]
+            result[key] = own[0] if size == 1 else own
         return result
 
     def sample_tasks(self, n: int, seed: int | np.random.SeedSequence) -> list[dict[str, Any]]:
@@ -131,7 +151,9 @@ class MetaEnvDefinition(ABC):
     def reward(
         self, before: Any, state: PhysicsState, action: np.ndarray, tasks: np.ndarray
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Rewards ``[n]`` float64 and their named parts ``[n]``.
+        """Rewards ``[n]`` float64, and what infos tell of them by name, ``[n]`` each.
+
+        Those whose names begin with ``reward_`` are the parts that add up to the reward; others are what was measured.
 
         Args:
             before: what :meth:`remember` returned before the step.
@@ -141,14 +163,27 @@ class MetaEnvDefinition(ABC):
         """
 
     @abstractmethod
-    def task_error(self, observations: np.ndarray, tasks: np.ndarray) -> np.ndarray:
+    def task_error(self, parts: Mapping[str, np.ndarray], tasks: np.ndarray) -> np.ndarray:
         """How far behaviour is from what tasks ask for, ``[n]``, in the unit of the environment's docstring.
 
         Args:
-            observations: the last ones of episodes, ``[n, observation_dim]``.
+            parts: what :meth:`reward` told of every step of one episode, in environments that hold these tasks, by name
+                ``[n, H]``; NaN after an early end.
             tasks: ``[n, k]``.
         """
 
     def terminated(self, state: PhysicsState) -> np.ndarray:
         """``[n]`` bool, True where the episode ends early; default: never."""
         return np.zeros(len(state.qpos), bool)
+
+    # How it looks
+
+    def task_markers(self, state: PhysicsState, row: int, task: np.ndarray) -> Sequence[Marker]:
+        """What shows a viewer the hidden task; default: nothing, because the simulation itself shows it.
+
+        Args:
+            state: of n simulations.
+            row: which of them is seen.
+            task: its task ``[k]``.
+        """
+        return ()

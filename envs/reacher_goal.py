@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from gymnasium.envs.mujoco.reacher_v5 import DEFAULT_CAMERA_CONFIG
 
 from icrl_agents.envs.definition import MetaEnvDefinition, PhysicsState, Task
 from icrl_agents.envs.single import MetaEnv
@@ -26,7 +25,12 @@ class ReacherGoalDefinition(MetaEnvDefinition):
     horizon = 50
     observation_dim = 8
     render_fps = 50
-    camera: Mapping[str, float] = DEFAULT_CAMERA_CONFIG
+    camera: Mapping[str, Any] = {
+        "distance": 0.9,
+        "azimuth": 90.0,
+        "elevation": -89.0,
+        "lookat": np.array([0.0, 0.0, 0.0]),
+    }
     task_keys: Mapping[str, int] = {"goal": 2}
 
     def sample_task(self, rng: np.random.Generator) -> Task:
@@ -35,11 +39,11 @@ class ReacherGoalDefinition(MetaEnvDefinition):
             if np.hypot(*goal) < GOAL_RADIUS:
                 return {"goal": goal.tolist()}
 
-    def check_task_vector(self, vector: np.ndarray) -> None:
-        radius = float(np.hypot(*vector))
+    def check_numbers(self, numbers: np.ndarray) -> None:
+        radius = float(np.hypot(*numbers))
         if radius > GOAL_RADIUS:
             raise TaskError(
-                f"a goal lies within {GOAL_RADIUS} m of the centre, got {vector.tolist()} at {radius:.3f} m"
+                f"a goal lies within {GOAL_RADIUS} m of the centre, got {numbers.tolist()} at {radius:.3f} m"
             )
 
     def initial_state(
@@ -67,9 +71,9 @@ class ReacherGoalDefinition(MetaEnvDefinition):
         effort = np.square(action[:, 0]) + np.square(action[:, 1])
         return -distance - effort, {"reward_dist": -distance, "reward_ctrl": -effort}
 
-    def task_error(self, observations: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-        """Distance of the fingertip from the goal in m."""
-        return np.hypot(*(observations[:, 6:8] - tasks).T)
+    def task_error(self, parts: Mapping[str, np.ndarray], tasks: np.ndarray) -> np.ndarray:
+        """Distance of the fingertip from the goal at the end, in m."""
+        return -parts["reward_dist"][:, -1]
 
 
 class ReacherGoalEnv(MetaEnv):

@@ -1,7 +1,7 @@
 """The single meta-environment: Gymnasium's MujocoEnv around a definition."""
 
 import copy
-from typing import Any, ClassVar
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -10,6 +10,8 @@ from gymnasium.envs.mujoco import MujocoEnv
 from gymnasium.utils import EzPickle
 
 from icrl_agents.envs.definition import MetaEnvDefinition, PhysicsState, Task
+from icrl_agents.envs.markers import follow
+from icrl_agents.envs.outcome import DIVERGENCE, checked_actions, outcome
 from icrl_agents.envs.task_choice import TaskChoice
 from icrl_agents.errors import TaskError
 
@@ -19,7 +21,8 @@ class MetaEnv(MujocoEnv, EzPickle):
 
     The task survives plain resets and pickling. ``reset(options={"task": ...})`` and :meth:`set_task` give one,
     ``reset(seed=s)`` draws one; see :mod:`icrl_agents.envs.task_choice` for the precedence. ``info["new_task"]`` of a
-    reset says whether a task was given or drawn: then whoever remembers the last one has to forget.
+    reset says whether a task was given or drawn: then whoever remembers the last one has to forget. An episode whose
+    simulation diverges ends with ``info["diverged"]``, see :mod:`icrl_agents.envs.outcome`. Pictures show the task.
 
     Args:
         task: the task to hold, or None to draw one at the first reset.
@@ -27,7 +30,7 @@ class MetaEnv(MujocoEnv, EzPickle):
         **mujoco_options: ``render_mode, width, height, camera_id, camera_name`` of Gymnasium's MuJoCo environments.
     """
 
-    definition: ClassVar[MetaEnvDefinition]
+    definition: MetaEnvDefinition
     metadata: dict[str, Any] = {"render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"]}  # noqa: RUF012  Gymnasium's way
 
     def __init__(self, task: Task | None = None, expose_task: bool = False, **mujoco_options: Any) -> None:
@@ -48,6 +51,8 @@ class MetaEnv(MujocoEnv, EzPickle):
         )
         data = self.data  # live views: the arrays below always show the simulation as it is
         self._state = PhysicsState(data.qpos[None], data.qvel[None], data.xpos[None])
+        self._divergence = data.warning.number[DIVERGENCE]
+        self._last_observation = np.empty((1, at.observation_dim))
 
     @property
     def task(self) -> dict[str, Any]:
@@ -96,26 +101,50 @@ class MetaEnv(MujocoEnv, EzPickle):
         qpos, qvel = self.definition.initial_state(self.init_qpos, self.init_qvel, self.np_random)
         self.definition.place_task(qpos[None], self._task_vector)
         self.set_state(qpos, qvel)
-        return self.definition.observe(self._state)[0]
+        self._last_observation = self.definition.observe(self._state)
+        return self._last_observation[0].copy()
 
     def step(  # type: ignore[override]  # the base class names narrower types than Gymnasium's own environments return
         self, action: np.ndarray
     ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One step; the horizon is Gymnasium's TimeLimit wrapper."""
+        """One step; the horizon is Gymnasium's TimeLimit wrapper.
+
+        Raises:
+            InputError: an action of another shape, or not finite.
+        """
         at = self.definition
+        actions = checked_actions(action, (self.model.nu,))[None]
         before = at.remember(self._state)
-        action = np.asarray(action)
-        if action.shape != (self.model.nu,):
-            raise ValueError(f"expected an action of shape ({self.model.nu},), got {action.shape}")
-        self.data.ctrl[:] = action
-        mujoco.mj_step(self.model, self.data, nstep=self.frame_skip)
-        rewards, parts = at.reward(before, self._state, action[None].astype(np.float64), self._task_vector)
-        info = {name: float(part[0]) for name, part in parts.items()}
+        self.data.ctrl[:] = actions[0]
+        try:
+            mujoco.mj_step(self.model, self.data, nstep=self.frame_skip)
+            failed = self._divergence.any()
+        except mujoco.FatalError:
+            failed = True
+        after = outcome(
+            at, before, self._state, actions, self._task_vector, self._last_observation, np.array([failed], bool)
+        )
+        self._last_observation = after.observations
         if self.render_mode == "human":
             self.render()
-        observation = at.observe(self._state)[0]
-        terminated = bool(at.terminated(self._state)[0])
-        return observation, float(rewards[0]), terminated, False, {**info, **self._exposed()}
+        info = {name: part[0].item() for name, part in after.infos.items()}
+        return (
+            after.observations[0].copy(),
+            float(after.rewards[0]),
+            bool(after.terminated[0]),
+            False,
+            {**info, **self._exposed()},
+        )
+
+    def render(self) -> Any:
+        """A picture or a window, as ``render_mode`` says, in which the hidden task is visible."""
+        at = self.definition
+        viewer = self.mujoco_renderer._get_viewer(self.render_mode)  # Gymnasium gives no other way to what it will draw
+        follow(viewer.cam, at.camera, self._state.xpos[0])
+        if self._choice.task is not None:
+            for marker in at.task_markers(self._state, 0, self._task_vector[0]):
+                viewer.add_marker(**vars(marker))
+        return super().render()
 
     def _get_reset_info(self) -> dict[str, Any]:
         return self._exposed()

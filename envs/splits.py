@@ -1,4 +1,12 @@
-"""Named splits of tasks: which are trained on, selected on, and reported on."""
+"""Named splits of tasks: which are trained on, selected on, and reported on.
+
+    paper    every environment  train as many as the paper, val 10, test 30; our draws, since its own are unpublished
+    pearl    HalfCheetah-Vel    PEARL's draws: train 90, val 10, test 30
+    macaw    HalfCheetah-Vel    MACAW's even speeds: train 30, val 5, test 5
+             Ant-Dir            MACAW's test directions: train 40, val 5, test 5
+
+PEARL and MACAW have no val: it is taken from their training tasks, so that their test tasks stay comparable.
+"""
 
 import copy
 import hashlib
@@ -7,6 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
+
+import numpy as np
 
 from icrl_agents.envs.definition import MetaEnvDefinition
 from icrl_agents.errors import TaskError, UnknownNameError
@@ -45,23 +55,71 @@ class TaskSplit:
         return copy.deepcopy(getattr(self, name))
 
 
-_FROZEN: Mapping[tuple[str, str], str] = {("icrl/ReacherGoal-v0", "paper"): "3f0e8bc336c5e3a1"}
+Lists = tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]
+
+_FROZEN: Mapping[tuple[str, str], str] = {
+    ("icrl/ReacherGoal-v0", "paper"): "3f0e8bc336c5e3a1",
+    ("icrl/PusherGoal-v0", "paper"): "4260adb15f4fbda4",
+    ("icrl/HalfCheetahVel-v0", "paper"): "13c44fd1eb8bd371",
+    ("icrl/HalfCheetahVel-v0", "pearl"): "40c5528bf989894e",
+    ("icrl/HalfCheetahVel-v0", "macaw"): "da627c95aad1c7c9",
+    ("icrl/AntDir-v0", "paper"): "d619021b922a2c5a",
+    ("icrl/AntDir-v0", "macaw"): "0786fea969c457a5",
+}
 """Content hash of every published split: a change in any random stream must not change a benchmark silently."""
 
-_PAPER_TRAIN_TASKS: Mapping[str, int] = {"icrl/ReacherGoal-v0": 70}
+_PAPER_TRAIN_TASKS: Mapping[str, int] = {
+    "icrl/ReacherGoal-v0": 70,
+    "icrl/PusherGoal-v0": 35,
+    "icrl/HalfCheetahVel-v0": 15,
+    "icrl/AntDir-v0": 30,
+}
 _PAPER_SEED = 2506_13892  # the paper's arXiv number; its own draws are unpublished
 
 
-def _paper(definition: MetaEnvDefinition) -> tuple[list[dict[str, Any]], ...]:
+def _paper(definition: MetaEnvDefinition) -> Lists:
     """The paper's number of training tasks (its Table 4), 10 to validate and 30 to test."""
     train = _PAPER_TRAIN_TASKS[definition.env_id]
     drawn = [definition.canonical_task(_rounded(task)) for task in definition.sample_tasks(train + 40, _PAPER_SEED)]
     return drawn[:train], drawn[train : train + 10], drawn[train + 10 :]
 
 
-_SPLITS: dict[tuple[str, str], Callable[[MetaEnvDefinition], tuple[list[dict[str, Any]], ...]]] = {
-    ("icrl/ReacherGoal-v0", "paper"): _paper,
+def _pearl_half_cheetah(definition: MetaEnvDefinition) -> Lists:
+    """PEARL's 130 draws, the last 30 its test; it has no val, which here is the last 10 of its 100 training tasks."""
+    drawn = _velocities(np.random.RandomState(1337).uniform(0.0, 3.0, 130))
+    return drawn[:90], drawn[90:100], drawn[100:]
+
+
+def _macaw_half_cheetah(definition: MetaEnvDefinition) -> Lists:
+    """MACAW's 40 even speeds and its 5 to test; it has no val, which here is every seventh of its 35 training tasks."""
+    every = _velocities(np.linspace(0.075, 3.0, 40))
+    test = [every[i] for i in (2, 7, 15, 23, 26)]
+    train = [task for task in every if task not in test]
+    val = train[3::7]
+    return [task for task in train if task not in val], val, test
+
+
+_MACAW_SEED = 2008_06043  # MACAW's arXiv number
+
+
+def _macaw_ant(definition: MetaEnvDefinition) -> Lists:
+    """MACAW's 5 test directions; its 45 others stand in its data only: 40 to train and 5 to validate are our draws."""
+    test = [definition.canonical_task({"direction": angle}) for angle in (0.245, 1.778, 0.904, 3.569, 4.142)]
+    drawn = [definition.canonical_task(_rounded(task)) for task in definition.sample_tasks(45, _MACAW_SEED)]
+    return drawn[:40], drawn[40:], test
+
+
+_SPLITS: Mapping[tuple[str, str], Callable[[MetaEnvDefinition], Lists]] = {
+    **{(env_id, "paper"): _paper for env_id in _PAPER_TRAIN_TASKS},
+    ("icrl/HalfCheetahVel-v0", "pearl"): _pearl_half_cheetah,
+    ("icrl/HalfCheetahVel-v0", "macaw"): _macaw_half_cheetah,
+    ("icrl/AntDir-v0", "macaw"): _macaw_ant,
 }
+
+
+def split_names(env_id: str) -> tuple[str, ...]:
+    """The splits of an environment, sorted; none for an id that is not known here."""
+    return tuple(sorted(name for known, name in _SPLITS if known == env_id))
 
 
 @cache
@@ -74,7 +132,7 @@ def split_of(definition: MetaEnvDefinition, name: str) -> TaskSplit:
     """
     env_id = definition.env_id
     if (env_id, name) not in _SPLITS:
-        raise UnknownNameError(f"split of {env_id}", name, [n for e, n in _SPLITS if e == env_id])
+        raise UnknownNameError(f"split of {env_id}", name, split_names(env_id))
     train, val, test = (tuple(tasks) for tasks in _SPLITS[env_id, name](definition))
     canonical = json.dumps([train, val, test], sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(canonical.encode()).hexdigest()[:16]
@@ -83,6 +141,10 @@ def split_of(definition: MetaEnvDefinition, name: str) -> TaskSplit:
     return TaskSplit(name, env_id, train, val, test, digest)
 
 
+def _velocities(values: np.ndarray) -> list[dict[str, Any]]:
+    return [{"velocity": float(value)} for value in values]
+
+
 def _rounded(task: Mapping[str, Any]) -> dict[str, Any]:
     """Four decimals: a split a person can read and retype."""
-    return {key: [round(v, 4) for v in value] for key, value in task.items()}
+    return {key: np.round(value, 4).tolist() for key, value in task.items()}

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import mujoco
@@ -15,10 +15,15 @@ from mujoco.batch import Batch
 from mujoco.batch import SimulationError as BatchSimulationError
 
 from icrl_agents.envs.definition import MetaEnvDefinition, PhysicsState, Task
+from icrl_agents.envs.markers import add_markers, follow
+from icrl_agents.envs.outcome import DIVERGENCE, checked_actions, outcome
 from icrl_agents.envs.task_choice import TaskChoice
 from icrl_agents.errors import SimulationError, TaskError
 
 _BLANK: dict[str, Any] = {}
+
+_PHYSICS = ("qpos", "qvel", "qacc_warmstart", "time", "xpos")
+"""What a step starts from. The first four determine the motion; xpos lags a substep, and rewards are measured by it."""
 
 
 class MetaVectorEnv(VectorEnv):
@@ -27,6 +32,8 @@ class MetaVectorEnv(VectorEnv):
     Autoreset is SAME_STEP: where an episode ends, the returned observation is the first of the next one and
     ``info["final_obs"]`` holds the last one (rows by the mask ``info["_final_obs"]``). Tasks are kept across autoreset.
     An int seed s gives row i the seed s + i. Row i equals the single environment with that seed bit for bit.
+    Where a simulation diverges, its episode ends with ``info["diverged"]`` and no other row notices, see
+    :mod:`icrl_agents.envs.outcome`.
 
     Args:
         num_envs: n, rows.
@@ -36,12 +43,14 @@ class MetaVectorEnv(VectorEnv):
         expose_task: put the tasks into every info under ``"task"``.
         num_threads: physics threads; 0 means all cores.
         render_mode: None or ``"rgb_array"``: :meth:`render` gives one picture per row.
+        width: of a picture in pixels.
+        height: of a picture in pixels.
 
     Raises:
         TaskError: tasks that do not fit, or not one per row.
     """
 
-    definition: ClassVar[MetaEnvDefinition]
+    definition: MetaEnvDefinition
 
     def __init__(
         self,
@@ -73,17 +82,22 @@ class MetaVectorEnv(VectorEnv):
         }
         per_row = [task] * num_envs if tasks is None else self._one_per_row(tasks)
         self._choices = [TaskChoice(definition, row) for row in per_row]
-        self._task_vectors = np.zeros((num_envs, sum(definition.task_keys.values())))
+        self._task_vectors = np.zeros((num_envs, definition.task_vector_dim))
         self._expose_task = expose_task
 
         self._model = mujoco.MjModel.from_xml_path(str(definition.model_path))
+        screen = self._model.vis.global_  # grown to the pictures, as Gymnasium does
+        screen.offwidth, screen.offheight = max(screen.offwidth, width), max(screen.offheight, height)
         self._batch = Batch(self._model, num_envs, nthread=num_threads)
         qpos, qvel, xpos = (self._batch.bind(name) for name in ("qpos", "qvel", "xpos"))
         self._state = PhysicsState(qpos, qvel, xpos)
+        xpos.setflags(write=True)  # set_state puts back what the engine computed before the last substep
         self._ctrl = self._batch.bind("ctrl")
+        self._divergence = self._batch.warning[:, DIVERGENCE, 1]  # [n, 3], live
         self._init_qpos, self._init_qvel = qpos[0].copy(), qvel[0].copy()
         self._rngs: list[np.random.Generator | None] = [None] * num_envs
         self._elapsed = np.zeros(num_envs, np.int64)
+        self._last_observations = np.empty((num_envs, definition.observation_dim))
         self._everywhere = np.ones(num_envs, bool)
         self._everywhere.setflags(write=False)  # infos hand it out
         self._renderer: mujoco.Renderer | None = None
@@ -133,6 +147,7 @@ class MetaVectorEnv(VectorEnv):
 
         Raises:
             TaskError: an unknown option, tasks that do not fit, or a mask of another shape.
+            ResetNeeded: a mask leaves out rows that no reset has begun yet.
         """
         options = options or _BLANK
         unknown = set(options) - {"task", "tasks", "reset_mask"}
@@ -148,7 +163,8 @@ class MetaVectorEnv(VectorEnv):
         if given is not None:
             self.set_tasks([task if m else None for task, m in zip(self._one_per_row(given), mask, strict=True)])
         new_task = self._begin_episodes(np.flatnonzero(mask), seeds)
-        return self.definition.observe(self._state), {"new_task": new_task, **self._exposed()}
+        self._last_observations = self.definition.observe(self._state)
+        return self._last_observations.copy(), {"new_task": new_task, **self._exposed()}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One step of every row.
@@ -160,59 +176,49 @@ class MetaVectorEnv(VectorEnv):
             Observations ``[n, N_o]`` float64, rewards ``[n]`` float64, terminated and truncated ``[n]`` bool, infos.
 
         Raises:
-            SimulationError: the physics failed in a row.
+            InputError: actions of another shape, or not finite.
+            ResetNeeded: no reset yet.
         """
         at = self.definition
-        actions = np.asarray(actions, np.float64)
-        if actions.shape != self._ctrl.shape:
-            raise ValueError(f"expected actions of shape {self._ctrl.shape}, got {actions.shape}")
-        if self._choices[0].task is None:
-            raise gymnasium.error.ResetNeeded("cannot step before the first reset")
+        actions = checked_actions(actions, self._ctrl.shape)
+        self._require_reset("step")
         before = at.remember(self._state)
         self._ctrl[:] = actions
-        try:
-            self._batch.step(nstep=at.frame_skip)
-        except BatchSimulationError as error:
-            raise SimulationError(f"{at.env_id}: {error}") from None
+        failed = self._advance()
         self._elapsed += 1
-        rewards, parts = at.reward(before, self._state, actions, self._task_vectors)
-        observations = at.observe(self._state)
-        terminated = at.terminated(self._state)
-        truncated = (self._elapsed >= self.horizon) & ~terminated
-        info: dict[str, Any] = {}
-        for name, part in parts.items():
-            info[name], info["_" + name] = part, self._everywhere
-        done = terminated | truncated
+        after = outcome(at, before, self._state, actions, self._task_vectors, self._last_observations, failed)
+        truncated = self._elapsed >= self.horizon
+        observations = after.observations
+        info = _by_row(after.infos, self._everywhere)
+        done = after.terminated | truncated
         if done.any():
             info["final_obs"], info["_final_obs"] = observations, done
-            info["final_info"] = {
-                **{name: parts[name] for name in parts},
-                **{"_" + name: done for name in parts},
-            }
-            info["_final_info"] = done
-            rows = np.flatnonzero(done)
-            info["new_task"] = self._begin_episodes(rows, None)
-            info["_new_task"] = done
-            after = at.observe(self._state)
-            observations = observations.copy()
-            observations[rows] = after[rows]
-        return observations, rewards, terminated, truncated, {**info, **self._exposed()}
+            info["final_info"], info["_final_info"] = _by_row(after.infos, done), done
+            info["new_task"], info["_new_task"] = self._begin_episodes(np.flatnonzero(done), None), done
+            observations = np.where(done[:, None], at.observe(self._state), observations)
+        self._last_observations = observations
+        return observations.copy(), after.rewards, after.terminated, truncated, {**info, **self._exposed()}
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """One picture ``[height, width, 3]`` uint8 per row, the hidden task visible; None without a render mode."""
         if self.render_mode is None:
             return None
+        at = self.definition
         if self._renderer is None:
             self._renderer = mujoco.Renderer(self._model, *self._size)
         camera = mujoco.MjvCamera()
         mujoco.mjv_defaultFreeCamera(self._model, camera)
-        for name, value in self.definition.camera.items():
+        for name, value in at.camera.items():
             setattr(camera, name, value)
+        data = mujoco.MjData(self._model)
         pictures = []
         for row in range(self.num_envs):
-            data = self._batch.get_data(row)
+            self._batch.get_data(row, data)  # a copy: nothing done for the picture reaches the simulation
             mujoco.mj_forward(self._model, data)
+            follow(camera, at.camera, data.xpos)
             self._renderer.update_scene(data, camera)
+            if self._choices[row].task is not None:
+                add_markers(self._renderer.scene, at.task_markers(self._state, row, self._task_vectors[row]))
             pictures.append(self._renderer.render())
         return tuple(pictures)
 
@@ -225,31 +231,37 @@ class MetaVectorEnv(VectorEnv):
     # Snapshots of the whole environment, so that a killed collection continues where it was
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """Everything that the next steps depend on, as arrays; tasks excepted."""
-        generators = [rng.bit_generator.state["state"] for rng in self._rngs if rng is not None]
-        words = [[g[k] >> (64 * w) & (2**64 - 1) for k in ("state", "inc") for w in (0, 1)] for g in generators]
-        names = ("qpos", "qvel", "qacc_warmstart", "time")
-        physics = {name: np.array(self._batch.bind(name)) for name in names}
-        return {**physics, "elapsed": self._elapsed.copy(), "rngs": np.array(words, np.uint64)}
+        """Everything that the next steps depend on, as arrays; tasks excepted.
+
+        Raises:
+            ResetNeeded: no reset yet.
+        """
+        self._require_reset("save the state")
+        state = {name: np.array(self._batch.bind(name)) for name in _PHYSICS}
+        words = [_words(rng) for rng in self._rngs if rng is not None]
+        return {**state, "elapsed": self._elapsed.copy(), "rngs": np.array(words, np.uint64)}
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Continue from what :meth:`get_state` gave; the environment must hold the same tasks."""
-        for name in ("qpos", "qvel", "qacc_warmstart", "time"):
+        """Continue from what :meth:`get_state` gave; the environment must hold the same tasks.
+
+        Raises:
+            ResetNeeded: no reset yet, so that no tasks hold.
+        """
+        self._require_reset("continue from a state")
+        for name in _PHYSICS:
             self._batch.bind(name)[:] = state[name]
-        self._batch.forward()
-        # forward() itself updates the warm start; the next step has to find the one that was saved
-        self._batch.bind("qacc_warmstart")[:] = state["qacc_warmstart"]
         self._elapsed[:] = state["elapsed"]
-        for row, words in enumerate(state["rngs"].tolist()):
-            generator = np.random.PCG64(0)
-            full = {"state": words[0] | words[1] << 64, "inc": words[2] | words[3] << 64}
-            generator.state = {
-                "bit_generator": "PCG64",
-                "state": full,  # type: ignore[typeddict-item]  # NumPy keeps its type private
-                "has_uint32": 0,
-                "uinteger": 0,
-            }
-            self._rngs[row] = np.random.Generator(generator)
+        self._rngs = [_generator(words) for words in state["rngs"].tolist()]
+        self._last_observations = self.definition.observe(self._state)
+
+    def _advance(self) -> np.ndarray:
+        """Step the physics; ``[n]`` bool, where it diverged."""
+        raised = np.zeros(self.num_envs, bool)
+        try:
+            self._batch.step(nstep=self.definition.frame_skip)
+        except BatchSimulationError as error:  # the other rows ran to completion
+            raised[error.ids] = True
+        return raised | self._divergence.any(1)
 
     def _begin_episodes(self, rows: np.ndarray, seeds: Sequence[int | None] | None) -> np.ndarray:
         """Reset ``rows``; which of all rows got a new task."""
@@ -270,9 +282,16 @@ class MetaVectorEnv(VectorEnv):
         qpos = state.qpos[rows]
         at.place_task(qpos, self._task_vectors[rows])
         state.qpos[rows] = qpos
-        self._batch.forward(rows)
+        try:
+            self._batch.forward(rows)
+        except BatchSimulationError as error:
+            raise SimulationError(f"{at.env_id} cannot begin an episode: {error}") from None
         self._elapsed[rows] = 0
         return new_task
+
+    def _require_reset(self, what: str) -> None:
+        if self._rngs[0] is None:
+            raise gymnasium.error.ResetNeeded(f"cannot {what} before the first reset of all rows")
 
     def _one_per_row(self, tasks: Any) -> Sequence[Any]:
         if isinstance(tasks, Mapping) or not isinstance(tasks, Sequence) or len(tasks) != self.num_envs:
@@ -286,6 +305,8 @@ class MetaVectorEnv(VectorEnv):
         mask = np.asarray(mask)
         if mask.shape != (self.num_envs,) or mask.dtype != bool or not mask.any():
             raise TaskError(f"reset_mask is {self.num_envs} booleans, at least one True, got {mask!r}")
+        if not mask.all():
+            self._require_reset("reset some rows")
         return mask
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
@@ -299,3 +320,28 @@ class MetaVectorEnv(VectorEnv):
 
     def _exposed(self) -> dict[str, Any]:
         return {"task": self.tasks, "_task": self._everywhere} if self._expose_task else {}
+
+
+def _by_row(infos: Mapping[str, np.ndarray], mask: np.ndarray) -> dict[str, Any]:
+    """Infos as Gymnasium's vector environments give them: each ``[n]`` beside the mask of rows it is of."""
+    return {key: value for name, info in infos.items() for key, value in ((name, info), ("_" + name, mask))}
+
+
+def _words(rng: np.random.Generator) -> list[int]:
+    """The state of a PCG64 generator as six numbers of 64 bits."""
+    full: Any = rng.bit_generator.state
+    halves = [full["state"][name] >> shift & (2**64 - 1) for name in ("state", "inc") for shift in (0, 64)]
+    return [*halves, full["has_uint32"], full["uinteger"]]
+
+
+def _generator(words: Sequence[int]) -> np.random.Generator:
+    """The generator whose :func:`_words` these are."""
+    bits = np.random.PCG64(0)
+    full: Any = {
+        "bit_generator": "PCG64",
+        "state": {"state": words[0] | words[1] << 64, "inc": words[2] | words[3] << 64},
+        "has_uint32": words[4],
+        "uinteger": words[5],
+    }
+    bits.state = full
+    return np.random.Generator(bits)

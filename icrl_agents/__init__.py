@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from icrl_agents.evaluation import EvalResult, evaluate
     from icrl_agents.hub import agent_names, push_to_hub
     from icrl_agents.model import InContextModel
-    from icrl_agents.wrappers import ExperienceObservation, VectorExperienceObservation
+    from icrl_agents.wrappers import (
+        ExperienceObservation,
+        TrialWrapper,
+        VectorExperienceObservation,
+        VectorTrialWrapper,
+    )
 
 _HOME = {
     "AgentConfig": "config",
@@ -28,7 +33,9 @@ _HOME = {
     "InContextAgent": "agent",
     "InContextModel": "model",
     "ModelConfig": "config",
+    "TrialWrapper": "wrappers",
     "VectorExperienceObservation": "wrappers",
+    "VectorTrialWrapper": "wrappers",
     "agent_names": "hub",
     "evaluate": "evaluation",
     "push_to_hub": "hub",
@@ -46,7 +53,9 @@ __all__ = [
     "InContextAgent",
     "InContextModel",
     "ModelConfig",
+    "TrialWrapper",
     "VectorExperienceObservation",
+    "VectorTrialWrapper",
     "agent_names",
     "evaluate",
     "push_to_hub",

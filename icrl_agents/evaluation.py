@@ -39,6 +39,9 @@ class Rollouts:
         first_episode: ``[N, H]`` rewards per step inside episode 1; 0 after an early end.
         last_episode: ``[N, H]`` likewise inside the last.
         final_observations: ``[N, E, N_o]`` the last observation of each episode.
+        last_parts: what the last episode's infos told of the rewards of the tasks acted on, by name ``[N, H]``; NaN
+            after an early end.
+        rewarding_last_parts: likewise of the tasks whose rewards the agent was given.
     """
 
     returns: np.ndarray
@@ -46,6 +49,8 @@ class Rollouts:
     first_episode: np.ndarray
     last_episode: np.ndarray
     final_observations: np.ndarray
+    last_parts: Mapping[str, np.ndarray]
+    rewarding_last_parts: Mapping[str, np.ndarray]
 
 
 def rollout(
@@ -86,11 +91,17 @@ def rollout(
     lengths = np.zeros((n, episodes), np.int64)
     finals = np.zeros((n, episodes, observations.shape[1]))
     episode = np.zeros(n, np.int64)
+    own_parts: dict[str, np.ndarray] = {}
+    rewarding_parts: dict[str, np.ndarray] = own_parts if rewarding is None else {}
     while (episode < episodes).any():
         actions = agent.act(observations)
         observations, rewards, terminated, truncated, info = env.step(actions)
+        in_last = np.flatnonzero(episode == episodes - 1)
+        now = (in_last, lengths[in_last, -1])
+        _record(own_parts, info, now, (n, horizon))
         if rewarding is not None:
-            rewards = rewarding.step(actions)[1]
+            _, rewards, _, _, rewarding_info = rewarding.step(actions)
+            _record(rewarding_parts, rewarding_info, now, (n, horizon))
         agent.observe(rewards, terminated, truncated)
         rows = np.flatnonzero(episode < episodes)
         at = (rows, episode[rows])
@@ -110,7 +121,18 @@ def rollout(
     if rewarding is not None:
         rewarding.close()
     returns = rewards_by_step.sum(2)
-    return Rollouts(returns, lengths, rewards_by_step[:, 0], rewards_by_step[:, -1], finals)
+    return Rollouts(returns, lengths, rewards_by_step[:, 0], rewards_by_step[:, -1], finals, own_parts, rewarding_parts)
+
+
+def _record(
+    parts: dict[str, np.ndarray], info: Mapping[str, Any], at: tuple[np.ndarray, np.ndarray], shape: tuple[int, int]
+) -> None:
+    """Write what infos say of a step, one number a row, into ``[N, H]`` at the rows and steps ``at``."""
+    for name, told in info.items():
+        if isinstance(told, np.ndarray) and told.ndim == 1 and told.dtype.kind == "f":
+            if name not in parts:
+                parts[name] = np.full(shape, np.nan)
+            parts[name][at] = told[at[0]]
 
 
 @dataclass(frozen=True)
@@ -212,7 +234,8 @@ def evaluate(
         rollout(agent, subset_tasks, episodes, seed, on_episode=on_episode if seed == seeds[0] else None)
         for seed in seeds
     ]
-    mean = {name: np.mean([getattr(run, name) for run in runs], axis=0) for name in Rollouts.__dataclass_fields__}
+    averaged = ("returns", "lengths", "first_episode", "last_episode")
+    mean = {name: np.mean([getattr(run, name) for run in runs], axis=0) for name in averaged}
     blind, oracle = (np.asarray(anchors[name])[:, None] for name in ("blind", "oracle"))
     normalized = (mean["returns"] - blind) / (oracle - blind)
     return EvalResult(
@@ -329,10 +352,9 @@ def _controls(
     others = [*tasks[1:], tasks[0]]
     swapped = rollout(agent, tasks, episodes, seed, reward_tasks=others)
     definition = env_definition(agent.config.env_id)
-    last = swapped.final_observations[:, -1]
     own_error, other_error = (
-        definition.task_error(last, np.stack([definition.task_vector(task) for task in group]))
-        for group in (tasks, others)
+        definition.task_error(parts, np.stack([definition.task_vector(task) for task in group]))
+        for parts, group in ((swapped.last_parts, tasks), (swapped.rewarding_last_parts, others))
     )
     result["swapped_rewards"] = {
         "nearer_to_rewarded": float(np.mean(other_error < own_error)),

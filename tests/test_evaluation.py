@@ -144,6 +144,26 @@ def test_swapped_rewards_are_those_of_the_other_task(
         np.testing.assert_allclose(found.returns[row], returns, atol=1e-9)
 
 
+@pytest.mark.parametrize("early", [False, True])
+def test_parts_of_the_last_episode_add_up_to_its_rewards(
+    make_agent: Callable[..., InContextAgent], request: pytest.FixtureRequest, early: bool
+) -> None:
+    if early:
+        request.getfixturevalue("ends_early")
+    found = rollout(make_agent(), VAL[:3], 3, 11, reward_tasks=VAL[3:6])
+    assert set(found.last_parts) == set(found.rewarding_last_parts) == {"reward_dist", "reward_ctrl"}
+    given = sum(found.rewarding_last_parts.values())
+    told = np.arange(50) < found.lengths[:, -1:]
+    np.testing.assert_array_equal(np.isfinite(given), told)
+    np.testing.assert_allclose(np.where(told, given, 0.0), found.last_episode, atol=1e-12)
+    # the actions are the same, the distances are to another goal
+    np.testing.assert_array_equal(found.last_parts["reward_ctrl"], found.rewarding_last_parts["reward_ctrl"])
+    assert (found.last_parts["reward_dist"] != found.rewarding_last_parts["reward_dist"])[told].all()
+    plain = rollout(make_agent(), VAL[:3], 3, 11)
+    assert plain.rewarding_last_parts is plain.last_parts
+    np.testing.assert_allclose(np.nansum(sum(plain.last_parts.values()), axis=1), plain.returns[:, -1], atol=1e-12)
+
+
 def test_progress_is_told_when_all_rows_have_finished_an_episode(make_agent: Callable[..., InContextAgent]) -> None:
     told: list[tuple[int, float]] = []
     found = rollout(make_agent(), VAL[:2], 3, 0, on_episode=lambda *what: told.append(what))
@@ -414,11 +434,16 @@ def test_anchors_are_sane(file: str) -> None:
     assert env_definition(env_id).horizon > 0
     assert set(anchors.returns) == {"val", "test"}
     for subset, returns in anchors.returns.items():
-        assert set(returns) == set(ANCHOR_NAMES)
-        values = {name: np.array(returns[name]) for name in ANCHOR_NAMES}
+        assert {"zero", "random"} <= set(returns) <= set(ANCHOR_NAMES)
+        values = {name: np.array(each) for name, each in returns.items()}
         for each in values.values():
             assert each.shape == (len(split.subset(subset)),)
             assert np.isfinite(each).all()
+        if set(returns) != set(ANCHOR_NAMES):
+            missing = next(name for name in ANCHOR_NAMES if name not in returns)
+            with pytest.raises(UnknownNameError, match=rf"anchor of {env_id} on split '{split_name}' '{missing}'"):
+                anchors.of(subset)
+            continue
         assert values["oracle"].mean() > values["blind"].mean()
         assert (values["oracle"] > values["random"]).all()
         # blind is the best of those that see nothing, which val decided

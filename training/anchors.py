@@ -1,6 +1,7 @@
 """Measuring an environment's anchors: what doing nothing, acting at random, acting blind and being told are worth."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from rich.progress import track
 
 from icrl_agents.atomic import write_text_atomically
 from icrl_agents.envs import Anchors, env_definition, task_split
-from icrl_agents.errors import DatasetError
+from icrl_agents.envs.anchors import ANCHOR_NAMES
+from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.training.collection import (
     EVALUATION_EPISODES,
     CollectionConfig,
@@ -31,22 +33,35 @@ BLIND_ROWS_PER_TASK = 2
 BLIND_ITERATIONS = 400
 
 
-def measure_anchors(config: CollectionConfig, directory: str | Path, command: str, *, quiet: bool = False) -> Anchors:
-    """Measure all four anchors on the val and test tasks of a split.
+def measure_anchors(
+    config: CollectionConfig,
+    directory: str | Path,
+    command: str,
+    *,
+    only: Sequence[str] = ANCHOR_NAMES,
+    quiet: bool = False,
+) -> Anchors:
+    """Measure anchors on the val and test tasks of a split.
 
     Args:
         config: of the oracle's learners, one a val or test task; its subset is ignored.
         directory: where the oracle's learning histories go; an interrupted run resumes there.
         command: what reproduces this, for the record.
+        only: the anchors to measure; ``blind`` needs ``zero`` and ``random``, of which it may be the best.
         quiet: no progress bars.
 
     Returns:
         Anchors, each the mean return of every task over 20 episodes.
 
     Raises:
+        ConfigError: ``blind`` without ``zero`` and ``random``, or ``oracle`` where the environment has no floor for it.
         DatasetError: an oracle stayed below the floor: train it longer.
     """
     env_id, seed = config.env_id, config.seed
+    if "blind" in only and not {"zero", "random"} <= set(only):
+        raise ConfigError(f"blind is the best of zero, random and a trained policy: name all three, got {list(only)}")
+    if "oracle" in only and env_id not in ORACLE_FLOOR:
+        raise ConfigError(f"no return is known below which an oracle of {env_id} has not been learned")
     split = task_split(env_id, config.split)
     tasks = [*split.val, *split.test]
     space = make_rows(env_id, tasks[:1], 1).single_action_space
@@ -55,18 +70,27 @@ def measure_anchors(config: CollectionConfig, directory: str | Path, command: st
     acting: dict[str, Any] = {
         "zero": lambda obs: np.zeros((*obs.shape[:2], len(low))),
         "random": lambda obs: rng.uniform(low, high, (*obs.shape[:2], len(low))),
-        "blind": train_blind(config, quiet=quiet),
-        "oracle": SnapshotPolicies(
-            collect(replace(config, subset="val+test"), directory, quiet=quiet).snapshot(), low, high
-        ).act,
     }
+    acting = {name: act for name, act in acting.items() if name in only}
+    if "blind" in only:
+        acting["blind"] = train_blind(config, quiet=quiet)
+    if "oracle" in only:
+        learned = collect(replace(config, subset="val+test"), directory, quiet=quiet).snapshot()
+        acting["oracle"] = SnapshotPolicies(learned, low, high).act
     returns = {name: evaluate_policies(act, env_id, tasks, seed).mean(1) for name, act in acting.items()}
-    floor = ORACLE_FLOOR[env_id]
-    if returns["oracle"].min() < floor:
-        raise DatasetError(f"an oracle reached only {returns['oracle'].min():.2f}, below {floor}: train it longer")
     val = slice(0, len(split.val))
-    best = max(("zero", "random", "blind"), key=lambda name: float(returns[name][val].mean()))
-    returns["blind"] = returns[best]
+    details: dict[str, Any] = {"episodes_per_task": EVALUATION_EPISODES, "seed": seed}
+    if "oracle" in only:
+        floor = ORACLE_FLOOR[env_id]
+        if returns["oracle"].min() < floor:
+            raise DatasetError(f"an oracle reached only {returns['oracle'].min():.2f}, below {floor}: train it longer")
+        details["oracle"] = f"task-parallel PPO, one learner a task, {config.steps_per_task} steps each, mean action"
+    if "blind" in only:
+        best = max(("zero", "random", "blind"), key=lambda name: float(returns[name][val].mean()))
+        returns["blind"] = returns[best]
+        details["blind_is"] = "a PPO policy trained over all train tasks" if best == "blind" else best
+    if {"blind", "oracle"} & set(only):
+        details["ppo"] = asdict(config.ppo)
     subsets = {"val": val, "test": slice(len(split.val), None)}
     return Anchors(
         env_id=env_id,
@@ -77,13 +101,7 @@ def measure_anchors(config: CollectionConfig, directory: str | Path, command: st
             subset: {name: [round(float(r), 4) for r in values[rows]] for name, values in returns.items()}
             for subset, rows in subsets.items()
         },
-        details={
-            "episodes_per_task": EVALUATION_EPISODES,
-            "seed": seed,
-            "oracle": f"task-parallel PPO, one learner a task, {config.steps_per_task} steps each, mean action",
-            "blind_is": "a PPO policy trained over all train tasks" if best == "blind" else best,
-            "ppo": asdict(config.ppo),
-        },
+        details=details,
     )
 
 

@@ -1,7 +1,8 @@
 """What returns are worth: the reference policies' returns on val and test tasks, frozen as JSON files here.
 
 ``zero`` does nothing, ``random`` draws actions uniformly, ``blind`` is the best policy that sees neither task nor
-reward, ``oracle`` the best task-informed one. Each file holds the command that made it.
+reward, ``oracle`` the best task-informed one. Each file holds the command that made it. A file may hold only some of
+them, until the others have been measured.
 """
 
 import json
@@ -36,14 +37,18 @@ class Anchors:
     details: Mapping[str, Any]
 
     def of(self, subset: str) -> Mapping[str, list[float]]:
-        """Anchor name -> mean return of each task of a subset.
+        """Anchor name -> mean return of each task of a subset, all four.
 
         Raises:
-            UnknownNameError: no anchors were measured on that subset.
+            UnknownNameError: none were measured on that subset, or not all; ``returns`` has those that were.
         """
         if subset not in self.returns:
             raise UnknownNameError(f"anchored subset of split {self.split!r}", subset, self.returns)
-        return self.returns[subset]
+        measured = self.returns[subset]
+        for name in ANCHOR_NAMES:
+            if name not in measured:
+                raise UnknownNameError(f"anchor of {self.env_id} on split {self.split!r}", name, measured)
+        return measured
 
 
 def anchor_file_name(env_id: str, split: str) -> str:

@@ -1,10 +1,4 @@
-"""The contracts of this package as functions to call from your own tests.
-
-A backbone of your own, registered or not::
-
-    def test_my_backbone():
-        check_backbone(MyBackbone(MyConfig(d_model=16)))
-"""
+"""The contract of a backbone as a function to call from your own tests."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,6 +8,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from icrl_agents.backbones import Backbone, Carry, clone_carry
+from icrl_agents.testing.requirement import require
 
 PROBE_STEPS = 8
 """Steps that two carries are followed for, to see that they remember the same."""
@@ -102,7 +97,7 @@ class _Check:
             for leaf in pytree.tree_leaves(carry):
                 shape = list(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
                 good = isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == self.batch
-                _require(good, f"every leaf of {source}'s carry is a tensor [batch, ...]; one is {shape}")
+                require(good, f"every leaf of {source}'s carry is a tensor [batch, ...]; one is {shape}")
 
     def forward_is_repeated_step(self) -> None:
         for forget, where in ((self.nowhere, ""), (self.forget, " across forget_before")):
@@ -151,7 +146,7 @@ class _Check:
         for forget in (None, self.forget):
             y, changed = self.backbone(self.x, None, forget)[0], self.backbone(other, None, forget)[0]
             self.same(changed[:, :split], y[:, :split], "an input changes outputs before it: not causal")
-            _require(not torch.equal(changed[:, split], y[:, split]), "an output does not depend on its input")
+            require(not torch.equal(changed[:, split], y[:, split]), "an output does not depend on its input")
 
     def nothing_before_a_forget_matters(self) -> None:
         split = self.length // 2
@@ -166,7 +161,7 @@ class _Check:
         mask = torch.arange(self.batch, device=self.x.device) == self.batch // 2
         forgotten = self.backbone.forget(clone_carry(carry), mask)
         for before, after in zip(pytree.tree_leaves(carry), pytree.tree_leaves(forgotten), strict=True):
-            _require(torch.equal(before[~mask], after[~mask]), "forget changes the carry of rows that are not masked")
+            require(torch.equal(before[~mask], after[~mask]), "forget changes the carry of rows that are not masked")
         nowhere = self.nowhere.new_zeros(self.batch, PROBE_STEPS)
         y, _ = self.stepped(self.probe, nowhere, forgotten)
         fresh, _ = self.stepped(self.probe, nowhere)
@@ -181,7 +176,7 @@ class _Check:
         for t in range(PROBE_STEPS):  # may reuse the memory of later, which must not be that of carry
             _, later = self.backbone.step(self.probe[:, t], later)
         for before, after in zip(pytree.tree_leaves(kept), pytree.tree_leaves(carry), strict=True):
-            _require(torch.equal(before, after), "forward, or a step after it, changes the carry it was given")
+            require(torch.equal(before, after), "forward, or a step after it, changes the carry it was given")
 
     def stepped(self, x: Tensor, forget: Tensor, carry: Carry | None = None) -> tuple[Tensor, Carry]:
         """Outputs ``[B, L, D]`` of one step after the other, and the last carry."""
@@ -200,13 +195,8 @@ class _Check:
         self.same(self.backbone(self.probe, a)[0], self.backbone(self.probe, b)[0], message)
 
     def same(self, found: Tensor, expected: Tensor, message: str) -> None:
-        _require(found.shape == expected.shape, f"{message}: shape {list(found.shape)}, not {list(expected.shape)}")
+        require(found.shape == expected.shape, f"{message}: shape {list(found.shape)}, not {list(expected.shape)}")
         error = (found - expected).abs().max().item()
         largest = expected.abs().max().item()
         good = error <= self.tolerance * largest  # False for NaN
-        _require(good, f"{message}: they differ by {error:.3g} where outputs are up to {largest:.3g}")
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise AssertionError(message)
+        require(good, f"{message}: they differ by {error:.3g} where outputs are up to {largest:.3g}")
