@@ -10,6 +10,7 @@ from icrl_agents.errors import ConfigError, UnknownNameError
 
 _BACKBONES: dict[str, tuple[str, str]] = {
     "mamba": ("icrl_agents.backbones.mamba:Mamba", "icrl_agents.backbones.mamba:MambaConfig"),
+    "mamba2": ("icrl_agents.backbones.mamba2:Mamba2", "icrl_agents.backbones.mamba2:Mamba2Config"),
     "transformer": (
         "icrl_agents.backbones.transformer:Transformer",
         "icrl_agents.backbones.transformer:TransformerConfig",

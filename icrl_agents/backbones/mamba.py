@@ -20,7 +20,7 @@ both ways.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,10 @@ from torch import Tensor, nn
 
 from icrl_agents.backbones.base import Backbone
 from icrl_agents.errors import ConfigError
-from icrl_agents.kernels import causal_conv, conv_step, selective_scan, selective_step
+from icrl_agents.kernels import available_kernels, causal_conv, compiled, conv_step, selective_scan, selective_step
+
+if TYPE_CHECKING:
+    from icrl_agents.backbones.packed_mamba import PackedMamba, Precision
 
 DT_RANGE = (1e-3, 1e-1)
 """Step sizes at initialisation are log-uniform in this range (section 3.6)."""
@@ -123,12 +126,13 @@ class S6Block(nn.Module):
             torch.zeros(batch_size, states, inner, device=device, dtype=dtype),
         )
 
-    def forward(self, x: Tensor, carry: BlockCarry, forget_before: Tensor | None) -> tuple[Tensor, BlockCarry]:
-        """``x`` ``[B, L, D]`` to the block's output ``[B, L, D]``."""
+    def forward(self, x: Tensor, carry: BlockCarry | None, forget_before: Tensor | None) -> tuple[Tensor, BlockCarry]:
+        """``x`` ``[B, L, D]`` to the block's output ``[B, L, D]``; no carry is an empty one."""
         inner = self.D.shape[0]
+        before, state = (None, None) if carry is None else carry
         into_conv, into_gate = self.in_proj.weight.split(inner)  # two products: neither result needs a copy
         x, z = F.linear(x, into_conv), F.linear(x, into_gate)  # [B, L, E] each
-        x, taps = causal_conv(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, carry.taps, forget_before)
+        x, taps = causal_conv(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, before, forget_before)
         delta, B, C = self.x_proj(x).split(self.split, -1)  # [B, L, R], [B, L, N], [B, L, N]
         delta = F.linear(delta, self.dt_proj.weight)  # [B, L, E]
         y, state = selective_scan(
@@ -140,7 +144,7 @@ class S6Block(nn.Module):
             D=self.D,
             z=z,
             delta_bias=self.dt_proj.bias,
-            initial_state=carry.state,
+            initial_state=state,
             forget_before=forget_before,
         )
         return self.out_proj(y), BlockCarry(taps, state)
@@ -198,6 +202,27 @@ class Mamba(Backbone):
         layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
         self.layers = cast(Sequence[Layer], layers)  # ModuleList's own type forgets what it holds
         self.norm_f = nn.RMSNorm(config.d_model, eps=1e-5)
+        self.weights_shown = 0  # calls of train or eval: what shows weights that were written past autograd
+        self._packed: PackedMamba | None = None
+
+    def train(self, mode: bool = True) -> Self:
+        self.weights_shown += 1
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_packed": None}  # packed weights are weights again: not to be saved or copied
+
+    def pack(self, precision: "Precision" = "float32") -> "PackedMamba":
+        """The same steps with packed weights, faster and, below float32, rounded; see :class:`PackedMamba`.
+
+        Raises:
+            ConfigError: no such precision, weights that are not float32 on the CPU, or no numba.
+        """
+        if "cpu" not in available_kernels():
+            raise ConfigError("packed steps are compiled by numba, which is not installed: pip install numba")
+        from icrl_agents.backbones.packed_mamba import PackedMamba
+
+        return PackedMamba(self, precision)
 
     def initial_carry(
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -209,22 +234,38 @@ class Mamba(Backbone):
     def forward(
         self, x: Tensor, carry: tuple[BlockCarry, ...] | None = None, forget_before: Tensor | None = None
     ) -> tuple[Tensor, tuple[BlockCarry, ...]]:
-        if carry is None:
-            carry = self.initial_carry(x.shape[0], device=x.device, dtype=x.dtype)
+        before = [None] * len(self.layers) if carry is None else carry
         after = []
-        for layer, block_carry in zip(self.layers, carry, strict=True):
+        for layer, block_carry in zip(self.layers, before, strict=True):
             y, block_carry = layer.mixer(layer.norm(x), block_carry, forget_before)  # [B, L, D]
             x = x + y  # [B, L, D]
             after.append(block_carry)
         return self.norm_f(x), tuple(after)
 
     def step(self, x: Tensor, carry: tuple[BlockCarry, ...]) -> tuple[Tensor, tuple[BlockCarry, ...]]:
+        if self._steps_packed(x):
+            assert self._packed is not None
+            return self._packed.run(x, carry)
+        return self.step_by_layers(x, carry)
+
+    def step_by_layers(self, x: Tensor, carry: tuple[BlockCarry, ...]) -> tuple[Tensor, tuple[BlockCarry, ...]]:
+        """:meth:`step`, one operation after the other: with gradients, in any dtype, on any device."""
         after = []
         for layer, block_carry in zip(self.layers, carry, strict=True):
             y, block_carry = layer.mixer.step(layer.norm(x), block_carry)  # [B, D]
             x = x + y  # [B, D]
             after.append(block_carry)
         return self.norm_f(x), tuple(after)
+
+    def _steps_packed(self, x: Tensor) -> bool:
+        """Whether a step runs as one compiled call: float32 on the CPU, no gradients wanted."""
+        if torch.is_grad_enabled() or x.dtype != torch.float32 or x.device.type != "cpu" or not compiled():
+            return False
+        from icrl_agents.backbones.packed_mamba import PackedMamba
+
+        if self._packed is None and PackedMamba.accepts(self):
+            self._packed = PackedMamba(self)
+        return self._packed is not None and self._packed.refresh()
 
     def forget(self, carry: tuple[BlockCarry, ...], mask: Tensor) -> tuple[BlockCarry, ...]:
         gone = mask[:, None, None]

@@ -88,6 +88,13 @@ class Band(NamedTuple):
     masks: Sequence[Tensor | None]
 
 
+class Turn(NamedTuple):
+    """Rotary positions, the same for all layers: cosine and sine of the angles, ``[B or 1, L, 1, 1, Dh / 2]``."""
+
+    cos: Tensor
+    sin: Tensor
+
+
 class Layer(nn.Module):
     """Banded self-attention and a feed-forward network, each normalised before, on the residual stream."""
 
@@ -105,15 +112,15 @@ class Layer(nn.Module):
             self.attention_out.weight.mul_(scale)
             self.down.weight.mul_(scale)
 
-    def project(self, x: Tensor, angles: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values ``[B, H, L, Dh]`` of ``x`` ``[B, L, D]``, turned by ``angles``."""
+    def project(self, x: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values ``[B, H, L, Dh]`` of ``x`` ``[B, L, D]``, the first two turned by ``turn``."""
         batch, length, _ = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(batch, length, 3, self.n_heads, -1)  # [B, L, 3, H, Dh]
-        if angles is None:
+        if turn is None:
             q, k, v = qkv.unbind(2)  # [B, L, H, Dh] each
         else:
-            q, k = rotate(qkv[:, :, :2], angles).unbind(2)  # [B, L, H, Dh] each
-            v = qkv[:, :, 2]  # [B, L, H, Dh]
+            qk, v = qkv.split((2, 1), 2)  # not by index: the gradients of that fill qkv with zeros twice
+            (q, k), v = rotate(qk, turn).unbind(2), v.squeeze(2)  # [B, L, H, Dh] each
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -167,49 +174,50 @@ class Transformer(Backbone):
         past = 0 if carry is None or not batch else min(width - 1, int(start.max()))
         together = carry is None and forget_before is None  # all rows at the same positions
         positions = positions_since_forget(start[:1] if together else start, forget_before, length)  # [B or 1, L]
-        x, angles = self._place(x, positions)
+        x, turn = self._place(x, positions)
         band = make_band(past, length, width, None if together else positions, x.device)
-        after = (positions[:, -1] + 1).expand(batch).clone()  # [B]
+        after = positions[:, -1] + 1  # [B or 1]
         keys, values = [], []
         for i, layer in enumerate(self.layers):
-            q, k, v = layer.project(x, angles)  # [B, H, L, Dh] each
+            q, k, v = layer.project(x, turn)  # [B, H, L, Dh] each
             if carry is not None and past:
                 k = torch.cat([unroll(carry.keys[i], start, past), k], 2)  # [B, H, P + L, Dh]
                 v = torch.cat([unroll(carry.values[i], start, past), v], 2)  # [B, H, P + L, Dh]
             x = layer.finish(x, attend(q, k, v, band))  # [B, L, D]
             keys.append(roll(k, after, width))
             values.append(roll(v, after, width))
-        return self.norm_f(x), TransformerCarry(after, tuple(keys), tuple(values))
+        return self.norm_f(x), TransformerCarry(after.expand(batch).clone(), tuple(keys), tuple(values))
 
     def step(self, x: Tensor, carry: TransformerCarry) -> tuple[Tensor, TransformerCarry]:
-        width = self.config.context_length
-        position = carry.positions  # [B]
-        x, angles = self._place(x.unsqueeze(1), position.unsqueeze(1))  # [B, 1, D]
-        used = min(width, int(position.max()) + 1) if len(position) else 1
-        slots = torch.arange(used, device=x.device)
-        mask = (slots <= position.unsqueeze(1))[:, None, None]  # [B, 1, 1, S]
-        rows, slot = torch.arange(len(position), device=x.device), position % width  # [B] each
+        positions, width = carry.positions, self.config.context_length  # [B]
+        if not len(x):
+            return x, carry
+        x, turn = self._place(x.unsqueeze(1), positions.unsqueeze(1))  # [B, 1, D]
+        first, last = torch.stack(positions.aminmax()).tolist()
+        used = min(width, last + 1)
+        mask, slot = None, last % width
+        if first < last:  # rows at different times
+            mask = (torch.arange(used, device=x.device) <= positions.unsqueeze(1))[:, None, None]  # [B, 1, 1, S]
+            slot = positions % width
         keys, values = [], []
         for layer, ring_k, ring_v in zip(self.layers, carry.keys, carry.values, strict=True):
-            q, k, v = layer.project(x, angles)  # [B, H, 1, Dh] each
-            if torch.is_grad_enabled():  # what autograd saved of earlier steps must stay as it was
-                ring_k, ring_v = ring_k.clone(), ring_v.clone()
-            ring_k[rows, :, slot] = k.squeeze(2)
-            ring_v[rows, :, slot] = v.squeeze(2)
+            q, k, v = layer.project(x, turn)  # [B, H, 1, Dh] each
+            ring_k, ring_v = put(ring_k, k, slot), put(ring_v, v, slot)  # [B, H, W, Dh] each
             attended = F.scaled_dot_product_attention(q, ring_k[:, :, :used], ring_v[:, :, :used], mask)
             x = layer.finish(x, attended)  # [B, 1, D]
             keys.append(ring_k)
             values.append(ring_v)
-        return self.norm_f(x).squeeze(1), TransformerCarry(position + 1, tuple(keys), tuple(values))
+        return self.norm_f(x).squeeze(1), TransformerCarry(positions + 1, tuple(keys), tuple(values))
 
     def forget(self, carry: TransformerCarry, mask: Tensor) -> TransformerCarry:
         return carry._replace(positions=carry.positions.masked_fill(mask, 0))  # slots beyond are never read
 
-    def _place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Inputs ``[B, L, D]``, absolute positions added; the angles of rotary ones ``[B or 1, L, Dh / 2]``."""
+    def _place(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Turn | None]:
+        """Inputs ``[B, L, D]`` at ``positions`` ``[B or 1, L]``: absolute ones added, rotary ones returned."""
         if self.config.position == "rotary":
-            angles = positions.unsqueeze(2).double() * self.frequencies.double()  # float32 is too coarse far out
-            return x, angles.remainder(2 * math.pi).to(x.dtype)
+            angles = positions[:, :, None, None, None].double() * self.frequencies.double()
+            angles = angles.remainder(2 * math.pi).to(x.dtype)  # float32 is too coarse far out
+            return x, Turn(angles.cos(), angles.sin())
         limit = self.config.max_positions
         if positions.numel() and int(positions.max()) >= limit:
             raise ContextOverrunError(
@@ -227,11 +235,10 @@ def positions_since_forget(start: Tensor, forget_before: Tensor | None, length: 
     return time - began
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """``x`` ``[B, L, 2, H, Dh]``, each pair (i, i + Dh / 2) turned by ``angles`` ``[B or 1, L, Dh / 2]``."""
-    cos, sin = angles.cos()[:, :, None, None], angles.sin()[:, :, None, None]  # [B or 1, L, 1, 1, Dh / 2]
+def rotate(x: Tensor, turn: Turn) -> Tensor:
+    """``x`` ``[B, L, 2, H, Dh]``, each pair (i, i + Dh / 2) turned by the angles of ``turn``."""
     a, b = x.chunk(2, -1)  # [B, L, 2, H, Dh / 2] each
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    return torch.cat([a * turn.cos - b * turn.sin, b * turn.cos + a * turn.sin], -1)
 
 
 def make_band(
@@ -283,6 +290,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, band: Band) -> Tensor:
     return torch.cat(read, 2)
 
 
+def put(ring: Tensor, entry: Tensor, slot: int | Tensor) -> Tensor:
+    """The ring ``[B, H, W, Dh]`` with ``entry`` ``[B, H, 1, Dh]`` in ``slot``, one for all rows or ``[B]``."""
+    if torch.is_grad_enabled():  # what autograd saved of earlier steps must stay as it was
+        ring = ring.clone()
+    if isinstance(slot, int):
+        ring[:, :, slot] = entry.squeeze(2)
+    else:
+        ring[torch.arange(len(ring), device=ring.device), :, slot] = entry.squeeze(2)
+    return ring
+
+
 def unroll(ring: Tensor, positions: Tensor, past: int) -> Tensor:
     """The last ``past`` entries of a ring ``[B, H, W, Dh]`` in order of time; rows are at ``positions`` ``[B]``."""
     back = torch.arange(-past, 0, device=ring.device)  # [P]
@@ -290,12 +308,14 @@ def unroll(ring: Tensor, positions: Tensor, past: int) -> Tensor:
 
 
 def roll(line: Tensor, positions: Tensor, width: int) -> Tensor:
-    """Entries in order of time ``[B, H, S, Dh]`` as a ring ``[B, H, W, Dh]``; rows are at ``positions`` ``[B]``."""
+    """Entries in order of time ``[B, H, S, Dh]`` as a ring ``[B, H, W, Dh]``; rows are at ``[B or 1]``."""
     slot = torch.arange(width, device=line.device)  # [W]
-    age = (positions.unsqueeze(1) - 1 - slot) % width  # [B, W], steps before the last one
+    age = (positions.unsqueeze(1) - 1 - slot) % width  # [B or 1, W], steps before the last one
     return _take(line, (line.shape[2] - 1 - age).clamp(min=0))
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
-    """Entries ``index`` ``[B, S]`` of the third axis of ``[B, H, *, Dh]``."""
+    """Entries ``index`` ``[B or 1, S]`` of the third axis of ``[B, H, *, Dh]``."""
+    if len(index) == 1:  # whole entries at once, several times faster
+        return x.index_select(2, index[0])
     return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))

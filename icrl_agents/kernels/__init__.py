@@ -6,31 +6,33 @@ Everything is channels-last: sequences ``[B, L, E]``, states ``[B, N, E]``, the 
 ========== ================================================== ==========================================
 kernel     runs                                               where
 ========== ================================================== ==========================================
+cpu        numba, vectorised, its own backward pass           float32 on the CPU
+triton     Triton, fused, its own backward pass               float32 on CUDA
+mamba-ssm  the authors' CUDA code                             float32 on CUDA; scans from an empty state
+                                                              that forget nothing, and their steps
 reference  plain PyTorch, differentiable                      any device, any real dtype
-cpu        numba, vectorised, its own backward pass           float32 on the CPU; else the reference
 ========== ================================================== ==========================================
 
-The fastest that serves the arguments is taken, unless ``kernel=`` or the environment variable ``ICRL_KERNEL``
-names one.
+The fastest that serves the arguments is taken, unless ``kernel=`` or the environment variable ``ICRL_KERNEL`` names
+one: that one runs or raises. :func:`kernel_status` tells what is in use here and why the others are not.
 """
-
-import os
-import warnings
-from functools import cache
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from icrl_agents.errors import InputError, UnknownNameError
+from icrl_agents.errors import InputError
 from icrl_agents.kernels import reference
-
-_KERNELS = ("cpu", "reference")
-
-
-def available_kernels() -> tuple[str, ...]:
-    """The kernels that can run here, the fastest first."""
-    return _KERNELS if _cpu_kernel() is not None else ("reference",)
+from icrl_agents.kernels.choice import (
+    CONV,
+    CONV_STEP,
+    SCAN,
+    STEP,
+    KernelStatus,
+    available_kernels,
+    choose,
+    compiled,
+    kernel_status,
+)
 
 
 def selective_scan(
@@ -75,6 +77,7 @@ def selective_scan(
     Raises:
         InputError: shapes that do not fit together.
         UnknownNameError: no such kernel.
+        ConfigError: a kernel was named that is not there or does not serve these arguments.
     """
     batch, length, channels = _sizes("u", u, "batch", "length", "channels")
     _, states = _sizes("A", A, "channels", "states")
@@ -88,9 +91,9 @@ def selective_scan(
     _check("initial_state", initial_state, (batch, states, channels))
     _check("forget_before", forget_before, (batch, length))
     real = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    return _choose(kernel, *real).selective_scan(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, forget_before
-    )
+    remembers = initial_state is not None or forget_before is not None
+    run = choose(kernel, SCAN, *real, remembers=remembers).selective_scan
+    return run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, forget_before)
 
 
 def selective_step(
@@ -119,7 +122,7 @@ def selective_step(
         delta_bias: ``[E]``.
         delta_softplus: apply softplus to ``delta``.
         state: state before this step ``[B, N, E]``; not changed.
-        kernel: run this kernel; where gradients are wanted it is the reference.
+        kernel: run this kernel; where gradients are wanted, its scan over one step.
 
     Returns:
         Output ``[B, E]`` and the state after this step ``[B, N, E]``.
@@ -127,6 +130,7 @@ def selective_step(
     Raises:
         InputError: shapes that do not fit together.
         UnknownNameError: no such kernel.
+        ConfigError: a kernel was named that is not there or does not serve these arguments.
     """
     batch, channels = _sizes("u", u, "batch", "channels")
     _, states = _sizes("A", A, "channels", "states")
@@ -139,8 +143,13 @@ def selective_step(
     _check("delta_bias", delta_bias, (channels,))
     _check("state", state, (batch, states, channels))
     real = (u, delta, A, B, C, D, z, delta_bias, state)
-    run = reference if _wants_gradient(*real) else _choose(kernel, *real)
-    return run.selective_step(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
+    if _wants_gradient(*real):
+        u, delta, B, C = (t.unsqueeze(1) for t in (u, delta, B, C))
+        gate = None if z is None else z.unsqueeze(1)
+        y, state = selective_scan(u, delta, A, B, C, D, gate, delta_bias, delta_softplus, state, kernel=kernel)
+        return y.squeeze(1), state
+    run = choose(kernel, STEP, *real).selective_step
+    return run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
 
 
 def causal_conv(
@@ -167,13 +176,15 @@ def causal_conv(
     Raises:
         InputError: shapes that do not fit together.
         UnknownNameError: no such kernel.
+        ConfigError: a kernel was named that is not there or does not serve these arguments.
     """
     batch, length, channels = _sizes("x", x, "batch", "length", "channels")
     taps = _taps(weight, channels)
     _check("bias", bias, (channels,))
     _check("initial_taps", initial_taps, (batch, taps, channels))
     _check("forget_before", forget_before, (batch, length))
-    y = _choose(kernel, x, weight, bias, initial_taps).causal_conv(x, weight, bias, initial_taps, forget_before)
+    run = choose(kernel, CONV, x, weight, bias, initial_taps).causal_conv
+    y = run(x, weight, bias, initial_taps, forget_before)
     return y, _final_taps(x, taps, initial_taps, forget_before)
 
 
@@ -187,7 +198,7 @@ def conv_step(
         weight: ``[E, K]``, the present input's weight last.
         bias: ``[E]``.
         taps: the K - 1 inputs before this one, oldest first ``[B, K - 1, E]``; not changed.
-        kernel: run this kernel; where gradients are wanted it is the reference.
+        kernel: run this kernel; where gradients are wanted, its convolution over one step.
 
     Returns:
         Output ``[B, E]`` and the last K - 1 inputs ``[B, K - 1, E]``.
@@ -195,13 +206,16 @@ def conv_step(
     Raises:
         InputError: shapes that do not fit together.
         UnknownNameError: no such kernel.
+        ConfigError: a kernel was named that is not there or does not serve these arguments.
     """
     batch, channels = _sizes("x", x, "batch", "channels")
     _check("bias", bias, (channels,))
     _check("taps", taps, (batch, _taps(weight, channels), channels))
     real = (x, weight, bias, taps)
-    run = reference if _wants_gradient(*real) else _choose(kernel, *real)
-    return run.conv_step(x, weight, bias, taps)
+    if _wants_gradient(*real):
+        y, taps = causal_conv(x.unsqueeze(1), weight, bias, taps, kernel=kernel)
+        return y.squeeze(1), taps
+    return choose(kernel, CONV_STEP, *real).conv_step(x, weight, bias, taps)
 
 
 def _wants_gradient(*tensors: Tensor | None) -> bool:
@@ -222,26 +236,6 @@ def _final_taps(x: Tensor, taps: int, initial_taps: Tensor | None, forget_before
     return last.contiguous() if last.is_contiguous() else last.clone(memory_format=torch.contiguous_format)
 
 
-def _choose(name: str | None, *tensors: Tensor | None) -> ModuleType:
-    """The module that runs these tensors: by name, or the fastest that serves them."""
-    name = name or os.environ.get("ICRL_KERNEL") or None
-    if name is not None and name not in _KERNELS:
-        raise UnknownNameError("kernel", name, _KERNELS)
-    served = all(t is None or (t.dtype == torch.float32 and t.device.type == "cpu") for t in tensors)
-    cpu = _cpu_kernel() if name != "reference" and served else None
-    return reference if cpu is None else cpu
-
-
-@cache
-def _cpu_kernel() -> ModuleType | None:
-    try:
-        from icrl_agents.kernels import cpu
-    except ImportError as error:
-        warnings.warn(f"the CPU scan needs numba; running the slow reference instead ({error})", stacklevel=2)
-        return None
-    return cpu
-
-
 def _sizes(name: str, x: Tensor, *axes: str) -> torch.Size:
     if x.ndim != len(axes):
         raise InputError(f"{name}: expected [{', '.join(axes)}], got shape {list(x.shape)}")
@@ -260,4 +254,13 @@ def _check(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
         raise InputError(f"{name}: expected shape {list(shape)}, got {list(x.shape)}")
 
 
-__all__ = ["available_kernels", "causal_conv", "conv_step", "selective_scan", "selective_step"]
+__all__ = [
+    "KernelStatus",
+    "available_kernels",
+    "causal_conv",
+    "compiled",
+    "conv_step",
+    "kernel_status",
+    "selective_scan",
+    "selective_step",
+]

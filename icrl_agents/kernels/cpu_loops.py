@@ -19,8 +19,8 @@ from numba.extending import intrinsic
 
 LANES = 64
 """Channels of one piece: four AVX-512 registers, eight AVX2 ones."""
-SPAN = 16
-"""Steps between saved states."""
+SPAN = 8
+"""Steps between saved states: what the backward pass recomputes of them stays in the second-level cache."""
 
 FLAGS = {"contract", "nsz", "nnan", "ninf"}
 f32 = np.float32
@@ -40,8 +40,18 @@ class NoAlias(Compiler):
         return super().define_pipelines()
 
 
-loop = njit(nogil=True, cache=True, fastmath=FLAGS, error_model="numpy")
-lanes_loop = njit(nogil=True, cache=True, fastmath=FLAGS, error_model="numpy", pipeline_class=NoAlias)
+def cacheable() -> bool:
+    """Whether numba finds a place for compiled code: ``NUMBA_CACHE_DIR``, beside this file, the user's cache."""
+    try:
+        njit(cache=True)(cacheable)
+    except RuntimeError:  # everything is read-only: each process compiles anew
+        return False
+    return True
+
+
+CACHE = cacheable()
+loop = njit(nogil=True, cache=CACHE, fastmath=FLAGS, error_model="numpy")
+lanes_loop = njit(nogil=True, cache=CACHE, fastmath=FLAGS, error_model="numpy", pipeline_class=NoAlias)
 
 
 @intrinsic

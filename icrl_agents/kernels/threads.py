@@ -37,6 +37,22 @@ def run_pieces(loop: Callable[..., None], pieces: int, steps: int, *arguments: A
         future.result()
 
 
+def run_together(loop: Callable[..., None], workers: int, *arguments: Any) -> None:
+    """Call ``loop(*arguments)`` here and, as soon as they are free, on up to ``workers - 1`` further threads.
+
+    Args:
+        loop: compiled, releases the interpreter lock. Its calls share the work out among themselves; each returns only
+            when all of it is done, and one that begins after that touches nothing.
+        workers: calls in all; never more than PyTorch's threads.
+    """
+    workers = min(torch.get_num_threads(), workers)
+    if workers > 1:
+        pool = _threads(workers - 1)
+        for _ in range(workers - 1):
+            pool.submit(loop, *arguments)
+    loop(*arguments)
+
+
 def _threads(count: int) -> ThreadPoolExecutor:
     global _pool, _pool_size
     with _lock:

@@ -13,6 +13,10 @@ TINY = {
         {"d_model": 8, "n_layers": 1, "d_conv": 2, "dt_rank": 3},
         {"d_model": 8, "n_layers": 2, "d_conv": 1},
     ],
+    "mamba2": [
+        {"d_model": 12, "n_layers": 2, "d_state": 5, "head_dim": 6},
+        {"d_model": 8, "n_layers": 1, "d_state": 3, "d_conv": 1, "head_dim": 16},
+    ],
     "transformer": [
         {"d_model": 12, "n_layers": 2, "n_heads": 2, "d_ff": 20, "context_length": 5},
         {
@@ -34,7 +38,7 @@ def tiny_backbone(name: str, options: dict) -> Backbone:
         backbone = make_backbone(name, options)
     with torch.no_grad():
         for weight_name, weight in backbone.named_parameters():  # a fresh Mamba hardly writes into its state
-            if weight_name.endswith(("dt_proj.bias", "position_embedding")):
+            if weight_name.endswith(("dt_proj.bias", "dt_bias", "position_embedding")):
                 weight.add_(torch.linspace(0, 2, weight.numel()).view_as(weight))
             elif weight.ndim == 2 and "A_log" not in weight_name:
                 weight.mul_(2.0)

@@ -46,7 +46,7 @@ def assert_same_future(backbone, a, b, batch):
     assert_same(backbone(x, a)[0], backbone(x, b)[0])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     batch=st.integers(2, 4),
     length=st.integers(2, 40),

@@ -8,6 +8,7 @@ from icrl_agents.backbones import carry_bytes
 from icrl_agents.backbones.transformer import (
     Transformer,
     TransformerConfig,
+    Turn,
     attend,
     make_band,
     positions_since_forget,
@@ -65,9 +66,9 @@ def test_blockwise_attention_is_masked_attention():
 
 def test_rotation_by_hand():
     x = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 1, 4).expand(1, 1, 2, 1, 4)
-    angles = torch.tensor([torch.pi / 2, torch.pi]).view(1, 1, 2)
+    angles = torch.tensor([torch.pi / 2, torch.pi]).view(1, 1, 1, 1, 2)
     turned = torch.tensor([-3.0, -2.0, 1.0, -4.0])  # (1, 3) by 90 degrees, (2, 4) by 180
-    torch.testing.assert_close(rotate(x, angles)[0, 0, 0, 0], turned)
+    torch.testing.assert_close(rotate(x, Turn(angles.cos(), angles.sin()))[0, 0, 0, 0], turned)
 
 
 @torch.no_grad()

@@ -1,6 +1,8 @@
 """The compiled scan and convolution are the reference in float64, forward and backward."""
 
 import multiprocessing
+import subprocess
+import sys
 import warnings
 from threading import Thread
 
@@ -265,3 +267,18 @@ def test_no_gradient_saves_no_states(monkeypatch):
     kernels.selective_scan(**arguments)
     assert seen[:2] == [0, 0]
     assert seen[2] > 0
+
+
+def test_where_nothing_can_be_written_it_compiles_for_itself():
+    """numba finds no place for its cache: no error, and the same numbers."""
+    program = """
+import numba.core.caching as caching
+caching.CacheImpl._locator_classes = []
+from icrl_agents.kernels import cpu_loops
+assert not cpu_loops.CACHE
+import numpy as np
+row, lanes = np.arange(70, dtype=np.float32).reshape(1, 70), np.ones((1, cpu_loops.LANES), np.float32)
+cpu_loops.load(row, 0, 64, 6, lanes, 0)
+assert lanes[0, :6].tolist() == [64, 65, 66, 67, 68, 69] and not lanes[0, 6:].any()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,391 @@
+# mypy: ignore-errors
+# numba types and compiles these functions; mypy knows neither its intrinsics nor NumPy scalars as floats.
+"""One step of a whole stack of S6 blocks in one compiled call, on as many threads as come to help.
+
+Letters as in :mod:`icrl_agents.kernels.reference`, and T layers, D the model's width. What is multiplied with lies in
+*panels*: ``LANES`` outputs side by side, the inputs after each other, so that weights stream through memory in
+the order of their use, outputs stay in registers and no sum runs across lanes.
+
+The work comes in phases, two a layer: into the channels (norm, in_proj, convolution, each block's share of
+x_proj) and out of them (dt_proj, scan, gate, each block's share of out_proj). A phase is one piece for each
+block of channels. Threads take the next piece that nobody has taken; whoever ends a phase adds up the shares, in
+the order of the blocks: the result does not depend on how many threads came, or when. A thread that comes late or
+never costs nothing but its help.
+
+numba's cache looks for changes only in the file of the function called: after an edit of what this file imports
+from :mod:`icrl_agents.kernels.cpu_loops`, remove ``__pycache__``.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, types
+from numba.extending import intrinsic
+
+from icrl_agents.kernels.cpu_loops import (
+    LANES,
+    LOG2_E,
+    ONE,
+    ZERO,
+    exp2,
+    f32,
+    lanes_loop,
+    load,
+    log1p_of_fraction,
+    loop,
+    sigmoid,
+    store,
+)
+
+TILE = 4
+"""Rows of a batch that are multiplied at once, so that a weight is read and converted once for all of them."""
+VECTOR = 16  # floats that one LLVM value holds; on narrower machines it becomes several registers
+READY, TAKEN = 0, 16  # places in the counters: phases completed; pieces taken of each phase, then pieces done
+
+_float, _int32, _int64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+_floats, _int32s = ir.VectorType(_float, VECTOR), ir.VectorType(_int32, VECTOR)
+_STORED = {  # how a weight is stored: LLVM's type and bytes
+    types.float32: (_float, 4),
+    types.uint16: (ir.IntType(16), 2),  # bfloat16: the upper half of a float32
+    types.int8: (ir.IntType(8), 1),
+}
+
+
+def _widen(builder: Any, weights: Any, kind: Any) -> Any:
+    """Stored weights as floats."""
+    if kind == types.uint16:
+        upper = builder.shl(builder.zext(weights, _int32s), ir.Constant(_int32s, [16] * VECTOR))
+        return builder.bitcast(upper, _floats)
+    if kind == types.int8:
+        return builder.sitofp(builder.sext(weights, _int32s), _floats)
+    return weights
+
+
+def _product(rows: int) -> Any:
+    """The intrinsic that multiplies ``rows`` rows with one panel; plain loops keep the sums in memory."""
+
+    @intrinsic
+    def product(
+        typing_context: Any, x: Any, at: Any, stride: Any, weights: Any, start: Any, count: Any, out: Any, to: Any
+    ) -> Any:
+        """out[to + r LANES + e] = sum over k < count of x[at + r stride + k] weights[start + k LANES + e]; flat places
+        in contiguous arrays; count at least 1."""
+        stored, size = _STORED[weights.dtype]
+        vectors = range(LANES // VECTOR)
+
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            def place(i: int, index: Any) -> Any:
+                return builder.gep(
+                    context.make_array(signature.args[i])(context, builder, arguments[i]).data, [arguments[index]]
+                )
+
+            inputs, panel, outputs = place(0, 1), place(3, 4), place(6, 7)
+            before, body = builder.block, builder.append_basic_block("product")
+            after = builder.append_basic_block("product.end")
+            builder.branch(body)
+            builder.position_at_end(body)
+            k = builder.phi(_int64)
+            k.add_incoming(ir.Constant(_int64, 0), before)
+            sums = [[builder.phi(_floats) for _ in vectors] for _ in range(rows)]
+            first = builder.mul(k, ir.Constant(_int64, LANES))
+            loaded = []
+            for v in vectors:
+                source = builder.gep(panel, [builder.add(first, ir.Constant(_int64, v * VECTOR))])
+                word = builder.load(builder.bitcast(source, ir.VectorType(stored, VECTOR).as_pointer()), align=size)
+                loaded.append(_widen(builder, word, weights.dtype))
+            added = []
+            for r in range(rows):
+                offset = builder.mul(arguments[2], ir.Constant(_int64, r))
+                value = builder.load(builder.gep(inputs, [builder.add(k, offset)]))
+                one = builder.insert_element(ir.Constant(_floats, ir.Undefined), value, ir.Constant(_int32, 0))
+                everywhere = ir.Constant(_int32s, [0] * VECTOR)
+                value = builder.shuffle_vector(one, ir.Constant(_floats, ir.Undefined), everywhere)
+                for v in vectors:
+                    term = builder.fmul(value, loaded[v], flags=("contract",))
+                    added.append(builder.fadd(sums[r][v], term, flags=("contract",)))
+                    sums[r][v].add_incoming(ir.Constant(_floats, [0.0] * VECTOR), before)
+                    sums[r][v].add_incoming(added[-1], body)
+            following = builder.add(k, ir.Constant(_int64, 1))
+            k.add_incoming(following, body)
+            builder.cbranch(builder.icmp_signed("<", following, arguments[5]), body, after)
+            builder.position_at_end(after)
+            for i, value in enumerate(added):
+                target = builder.gep(outputs, [ir.Constant(_int64, i * VECTOR)])
+                builder.store(value, builder.bitcast(target, _floats.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        integer = types.int64
+        return types.void(x, integer, integer, weights, integer, integer, out, integer), emit
+
+    return product
+
+
+row_product, tile_product = _product(1), _product(TILE)
+
+
+@intrinsic
+def fetch_add(typing_context: Any, counters: Any, index: Any, value: Any) -> Any:
+    """``counters[index]`` before ``value`` is added, in one act that other threads see whole."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.atomic_rmw("add", builder.gep(data, [arguments[1]]), arguments[2], "acq_rel")
+
+    return types.int64(counters, types.int64, types.int64), emit
+
+
+@intrinsic
+def read(typing_context: Any, counters: Any, index: Any) -> Any:
+    """``counters[index]``, and with it everything that was written before it was counted up."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.load_atomic(builder.gep(data, [arguments[1]]), "acquire", 8)
+
+    return types.int64(counters, types.int64), emit
+
+
+@intrinsic
+def address_to_pointer(typing_context: Any, address: Any) -> Any:
+    """What lies at a number's address."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), emit
+
+
+@intrinsic
+def pointer_to(typing_context: Any, array: Any) -> Any:
+    """Where an array begins."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return context.make_array(signature.args[0])(context, builder, arguments[0]).data
+
+    return types.CPointer(array.dtype)(array), emit
+
+
+@loop
+def multiply(x, stride, weights, start, count, scale, out):
+    """Rows of ``count`` inputs, ``stride`` apart, times one panel times its scales ``[LANES]``: ``[rows, LANES]``."""
+    done, rows = 0, out.shape[0]
+    while done + TILE <= rows:
+        tile_product(x, done * stride, stride, weights, start, count, out, done * LANES)
+        done += TILE
+    while done < rows:
+        row_product(x, done * stride, stride, weights, start, count, out, done * LANES)
+        done += 1
+    if weights.itemsize == 1:
+        for r in range(rows):
+            scale_lanes(out[r], scale)
+
+
+@lanes_loop
+def scale_lanes(values, scale):
+    """values *= scale, ``LANES`` of each."""
+    for e in range(LANES):
+        values[e] *= scale[e]
+
+
+@lanes_loop
+def convolve_tile(tile, kernel, bias, taps, low, width, row, out):
+    """A step of the convolution of ``LANES`` channels, in place; taps ``[B, K - 1, E]`` move on."""
+    before = taps.shape[1]
+    for b in range(tile.shape[0]):
+        for e in range(LANES):
+            out[e] = bias[e] + kernel[before, e] * tile[b, e]
+        for k in range(before):
+            load(taps[b], k, low, width, row, 0)
+            for e in range(LANES):
+                out[e] += kernel[k, e] * row[0, e]
+            if k:
+                store(row, 0, taps[b], k - 1, low, width)
+        if before:
+            store(tile, b, taps[b], before - 1, low, width)
+        for e in range(LANES):
+            tile[b, e] = out[e] * sigmoid(out[e])
+
+
+@lanes_loop
+def scan_tile(dt, u, gate, projected, rank, bias, A2, skip, state, low, width, row, dtx, y):
+    """A step of the scan of ``LANES`` channels; the state ``[B, N, E]`` moves on, y takes the place of dt.
+
+    B and C of a row are ``projected[b]`` from ``rank`` on; ``gate`` had its silu.
+    """
+    states = A2.shape[0]
+    for b in range(dt.shape[0]):
+        for e in range(LANES):
+            v = dt[b, e] + bias[e]
+            positive = v if v > ZERO else ZERO
+            v = positive + log1p_of_fraction(exp2((v - positive - positive) * LOG2_E))
+            dt[b, e] = v
+            dtx[e] = v * u[b, e]
+            y[e] = skip[e] * u[b, e]
+        for n in range(states):
+            inward, outward = projected[b, rank + n], projected[b, rank + states + n]
+            load(state[b], n, low, width, row, 0)
+            for e in range(LANES):
+                h = exp2(dt[b, e] * A2[n, e]) * row[0, e] + dtx[e] * inward
+                row[0, e] = h
+                y[e] += outward * h
+            store(row, 0, state[b], n, low, width)
+        for e in range(LANES):
+            dt[b, e] = y[e] * gate[b, e]
+
+
+@lanes_loop
+def silu_tile(tile):
+    """silu of every entry, in place."""
+    for b in range(tile.shape[0]):
+        for e in range(LANES):
+            tile[b, e] *= sigmoid(tile[b, e])
+
+
+@lanes_loop
+def normalize(h, size, eps, weight, out):
+    """RMSNorm of the first ``size`` entries of each row."""
+    for b in range(h.shape[0]):
+        squares = np.float64(0.0)
+        for d in range(size):
+            squares += np.float64(h[b, d]) * np.float64(h[b, d])
+        inverse = f32(ONE / np.sqrt(squares / size + eps))
+        for d in range(size):
+            out[b, d] = h[b, d] * inverse * weight[d]
+
+
+@loop
+def into_channels(block, channels, width, normed, into, scale, rows, taps, row, out, u, gate, shares):
+    """The piece of ``block`` of a layer's first phase; row and out are scratch of ``LANES``."""
+    size, low = normed.shape[1], block * LANES
+    here = min(LANES, channels - low)
+    multiply(normed, size, into, 0, size, scale, u)
+    multiply(normed, size, into, size * LANES, size, scale[LANES:], gate)
+    silu_tile(gate)
+    convolve_tile(u, rows[:width], rows[width], taps, low, here, row, out)
+    for panel in range(shares.shape[0]):
+        start = (2 * size + panel * LANES) * LANES
+        multiply(u, LANES, into, start, LANES, scale[(2 + panel) * LANES :], shares[panel])
+
+
+@loop
+def out_of_channels(block, channels, width, rank, projected, out, scale, rows, state, row, dtx, y, dt, u, gate, shares):
+    """The piece of ``block`` of a layer's second phase; row, dtx and y are scratch of ``LANES``, dt a tile."""
+    low, states = block * LANES, state.shape[1]
+    here = min(LANES, channels - low)
+    step = width + 1  # in rows: kernel, its bias, dt_proj, its bias, A, D
+    decay = step + rank + 1
+    multiply(projected, projected.shape[1], rows, step * LANES, rank, rows[0], dt)
+    scan_tile(
+        dt, u, gate, projected, rank, rows[decay - 1], rows[decay : decay + states], rows[decay + states],
+        state, low, here, row, dtx, y,
+    )  # fmt: skip
+    for panel in range(shares.shape[0]):
+        multiply(dt, LANES, out, panel * LANES * LANES, LANES, scale[panel * LANES :], shares[panel])
+
+
+@loop
+def unpanel(shares, total):
+    """Add shares ``[blocks, panels, B, LANES]`` to ``total`` ``[B, panels LANES]``."""
+    for block in range(shares.shape[0]):
+        for panel in range(shares.shape[1]):
+            for b in range(shares.shape[2]):
+                add_lanes(shares[block, panel, b], total[b, panel * LANES : (panel + 1) * LANES])
+
+
+@lanes_loop
+def add_lanes(share, total):
+    """total += share, ``LANES`` of each."""
+    for e in range(LANES):
+        total[e] += share[e]
+
+
+@loop
+def borrowed(array):
+    """An array that the caller keeps, without a count of its users: slices of it need not keep that either."""
+    return carray(pointer_to(array), array.shape)
+
+
+def scratch_floats(batch, size, blocks, inner, outer):
+    """How many floats of scratch :func:`stack_step` needs; inner and outer count the panels of x_proj and out_proj."""
+    shares = blocks * batch * (inner + outer + 2) * LANES
+    return batch * (outer * LANES + size + inner * LANES) + shares
+
+
+@loop
+def stack_step(
+    x, y, eps, channels, rank, states, norms, into, into_scale, out, out_scale, rows, carry_at,
+    scratch, counters,
+):  # fmt: skip
+    """One step of T blocks; every thread that helps makes the same call.
+
+    Args:
+        x, y: inputs and outputs ``[B, D]``.
+        eps: of the norms.
+        channels, rank, states: E, R and N.
+        norms: weights of the norms ``[T + 1, D]``.
+        into: for each layer and block of channels the panels of x and z (in_proj) and of x_proj ``[T, blocks, ...]``.
+        out: likewise the panels of out_proj.
+        into_scale, out_scale: one factor for each output, read only if the weights are int8.
+        rows: for each layer and block ``[T, blocks, K + 1 + R + 1 + N + 1, LANES]``: the convolution's kernel and bias,
+            dt_proj and its bias, A times log2(e), D.
+        carry_at: addresses of each layer's taps ``[B, K - 1, E]`` and state ``[B, N, E]``, updated in place ``[T, 2]``.
+        scratch: of this call, as many as :func:`scratch_floats` says.
+        counters: of this call, zero, ``TAKEN`` and two for each of 2 T + 1 phases.
+    """
+    layers, blocks, batch, size = rows.shape[0], rows.shape[1], x.shape[0], x.shape[1]
+    inner, outer = into_scale.shape[2] // LANES - 2, out_scale.shape[2] // LANES
+    width = rows.shape[2] - rank - states - 3
+    x, y, norms, rows, counters = borrowed(x), borrowed(y), borrowed(norms), borrowed(rows), borrowed(counters)
+    into, out, into_scale, out_scale = borrowed(into), borrowed(out), borrowed(into_scale), borrowed(out_scale)
+    at = 0
+    h = carray(pointer_to(scratch[at:]), (batch, outer * LANES))
+    at += h.size
+    normed = carray(pointer_to(scratch[at:]), (batch, size))
+    at += normed.size
+    projected = carray(pointer_to(scratch[at:]), (batch, inner * LANES))
+    at += projected.size
+    u = carray(pointer_to(scratch[at:]), (blocks, batch, LANES))
+    at += u.size
+    gate = carray(pointer_to(scratch[at:]), (blocks, batch, LANES))
+    at += gate.size
+    inner_shares = carray(pointer_to(scratch[at:]), (blocks, inner, batch, LANES))
+    at += inner_shares.size
+    outer_shares = carray(pointer_to(scratch[at:]), (blocks, outer, batch, LANES))
+    own = np.empty((3 + batch, LANES), f32)  # of this thread
+    row, first, second, tile = own[:1], own[1], own[2], own[3:]
+    phases = 2 * layers + 1
+    for phase in range(phases):
+        layer, pieces = (phase - 1) // 2, blocks if phase else 1
+        while read(counters, READY) < phase:
+            pass
+        while True:
+            block = fetch_add(counters, TAKEN + phase, 1)
+            if block >= pieces:
+                break
+            if phase == 0:
+                h[:] = ZERO
+                h[:, :size] = x
+                normalize(h, size, eps, norms[0], normed)
+            elif phase % 2:
+                taps = carray(address_to_pointer(carry_at[layer, 0]), (batch, width - 1, channels), f32)
+                into_channels(
+                    block, channels, width, normed, into[layer, block], into_scale[layer, block], rows[layer, block],
+                    taps, row, first, u[block], gate[block], inner_shares[block],
+                )  # fmt: skip
+            else:
+                state = carray(address_to_pointer(carry_at[layer, 1]), (batch, states, channels), f32)
+                out_of_channels(
+                    block, channels, width, rank, projected, out[layer, block], out_scale[layer, block],
+                    rows[layer, block], state, row, first, second, tile, u[block], gate[block], outer_shares[block],
+                )  # fmt: skip
+            if fetch_add(counters, TAKEN + phases + phase, 1) == pieces - 1:
+                if phase % 2:
+                    projected[:] = ZERO
+                    unpanel(inner_shares, projected)
+                elif phase:
+                    unpanel(outer_shares, h)
+                    normalize(h, size, eps, norms[layer + 1], y if layer == layers - 1 else normed)
+                fetch_add(counters, READY, 1)
+    while read(counters, READY) < phases:  # the last piece may be another thread's
+        pass
