@@ -18,8 +18,8 @@ observations in which its episodes ended, as many as there are, stand in one fla
 """
 
 import dataclasses
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,27 +27,37 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from icrl_agents.atomic import write_atomically
 from icrl_agents.errors import DatasetError
 from icrl_agents.training.lock import DirectoryLock
 from icrl_agents.training.manifest import (
+    MANIFEST_FILE,
     Manifest,
     Progress,
     Shard,
     Snapshot,
+    check_content,
     check_sizes,
     difference,
     load_manifest,
     save_manifest,
+    sha256_of,
+)
+from icrl_agents.training.shards import (
+    FLAGS,
+    PER_STEP,
+    OpenShard,
+    as_arrays,
+    as_half,
+    checked_arrays,
+    load_arrays,
+    step_shape,
 )
 
 __all__ = ["History", "HistoryDataset", "HistoryWriter", "Manifest", "Progress"]
-
-_PER_STEP = ("observations", "actions", "mean_actions", "rewards", "terminated", "truncated")
-_FLAGS = ("terminated", "truncated")
 
 
 @dataclass(frozen=True)
@@ -110,10 +120,11 @@ class HistoryWriter:
             manifest: what to collect; its progress is not looked at.
 
         Raises:
-            DatasetError: the directory holds another collection, is damaged, or another process writes in it.
+            DatasetError: the directory holds another collection, is damaged anywhere, or another process writes in it.
         """
         directory = Path(directory)
-        lock = DirectoryLock(directory)
+        with _writing(directory):
+            lock = DirectoryLock(directory)
         try:
             writer = cls(directory, _begin(directory, manifest), lock)
             writer._delete_leftovers()
@@ -148,15 +159,16 @@ class HistoryWriter:
             state: named arrays or tensors from which the collector can go on.
 
         Raises:
-            DatasetError: arrays missing, of the wrong shape or not finite; or the collection is complete.
+            DatasetError: arrays missing, of the wrong shape or not finite; the collection is complete; or the disk
+                is full, and then what was committed before is whole.
         """
         if self.complete:
             raise DatasetError(f"{self._directory} is complete; nothing can be appended")
-        shard_arrays = _checked(arrays, self._manifest)
+        shard_arrays = checked_arrays(arrays, self._manifest)
         steps = shard_arrays["rewards"].shape[1]
         number = len(self._manifest.progress.shards)
         stored = self._write(f"shards/{number:05d}.safetensors", shard_arrays)
-        state_file = self._write(f"state-{number:05d}.safetensors", _as_arrays(state))["file"]
+        stored_state = self._write(f"state-{number:05d}.safetensors", as_arrays(state))
         progress = self._manifest.progress
         done = progress.steps + steps
         taken = [s for s in self._pending if s.step <= done]
@@ -165,15 +177,25 @@ class HistoryWriter:
             steps=done,
             shards=(*progress.shards, Shard(**stored, steps=steps)),
             snapshots=(*progress.snapshots, *taken),
-            state=state_file,
+            state=stored_state["file"],
+            state_sha256=stored_state["sha256"],
         )
         if progress.state is not None:
             (self._directory / progress.state).unlink()
 
     def resume_state(self) -> dict[str, np.ndarray] | None:
-        """The state saved with the last committed shard; None at the start and once complete."""
-        state = self._manifest.progress.state
-        return None if state is None else _load(self._directory / state)
+        """The state saved with the last committed shard; None at the start and once complete.
+
+        Raises:
+            DatasetError: its file is damaged.
+        """
+        progress = self._manifest.progress
+        if progress.state is None:
+            return None
+        path = self._directory / progress.state
+        if progress.state_sha256 not in (None, sha256_of(path) if path.is_file() else ""):
+            raise DatasetError(f"{path} is damaged: nobody can go on from it; collect in another directory")
+        return load_arrays(path)
 
     def save_snapshot(self, step: int, tensors: Mapping[str, Any]) -> None:
         """Keep the source policies as they are after ``step`` steps per history.
@@ -190,7 +212,7 @@ class HistoryWriter:
             return
         if known and step < max(known):
             raise DatasetError(f"snapshot of step {step} comes after the one of step {max(known)}")
-        arrays = {name: _as_half(array) for name, array in _as_arrays(tensors).items()}
+        arrays = {name: as_half(array) for name, array in as_arrays(tensors).items()}
         tasks = len(self._manifest.tasks)
         for name, array in arrays.items():
             if array.shape[:1] != (tasks,):
@@ -213,7 +235,7 @@ class HistoryWriter:
         state = self._manifest.progress.state
         pending, self._pending = self._pending, []
         snapshots = (*self._manifest.progress.snapshots, *pending)
-        self._commit(complete=True, final_returns=returns, snapshots=snapshots, state=None)
+        self._commit(complete=True, final_returns=returns, snapshots=snapshots, state=None, state_sha256=None)
         if state is not None:
             (self._directory / state).unlink()
 
@@ -232,13 +254,15 @@ class HistoryWriter:
     def _write(self, file: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
         """Write arrays; the fields of the :class:`StoredFile` they became."""
         path = self._directory / file
-        write_atomically(path, lambda temporary: save_file(arrays, temporary))
-        return {"file": file, "size": path.stat().st_size, "sha256": _sha256(path)}
+        with _writing(self._directory):
+            write_atomically(path, lambda temporary: save_file(arrays, temporary))
+        return {"file": file, "size": path.stat().st_size, "sha256": sha256_of(path)}
 
     def _commit(self, **changes: Any) -> None:
         progress = dataclasses.replace(self._manifest.progress, **changes)
         manifest = dataclasses.replace(self._manifest, progress=progress)
-        save_manifest(self._directory, manifest)
+        with _writing(self._directory):
+            save_manifest(self._directory, manifest)
         self._manifest = manifest
 
     def _delete_leftovers(self) -> None:
@@ -253,6 +277,9 @@ class HistoryWriter:
 
 class HistoryDataset:
     """Reads a dataset through the page cache: only what is asked for is loaded.
+
+    Sizes are checked at once, checksums where a shard or snapshot is read for the first time: what comes out is what
+    was written.
 
     Args:
         directory: of the dataset.
@@ -298,14 +325,14 @@ class HistoryDataset:
             episodes: a slice, or episode indices in the order wanted; None is all.
 
         Raises:
-            DatasetError: no such history or episode.
+            DatasetError: no such history or episode, or a shard is damaged.
         """
         h = self._index(history)
         ends = self.episode_ends(h)
         starts = np.concatenate([[0], ends])[: len(ends)]
         chosen = _chosen(slice(None) if episodes is None else episodes, len(ends))
         ranges = _merge(starts[chosen], ends[chosen])
-        arrays = {name: self._read(name, h, ranges) for name in _PER_STEP}
+        arrays = {name: self._read(name, h, ranges) for name in PER_STEP}
         none = np.zeros((0, self.manifest.observation_dim), np.float32)
         final = np.concatenate([none, *(shard.final_observations(h) for shard in self._shards)])
         return History(
@@ -326,22 +353,23 @@ class HistoryDataset:
         snapshots = self.manifest.progress.snapshots
         if not -len(snapshots) <= index < len(snapshots):
             raise DatasetError(f"{self._directory} has {len(snapshots)} policy snapshots; there is no [{index}]")
-        arrays = _load(self._directory / snapshots[index].file)
+        check_content(self._directory, [snapshots[index]])
+        arrays = load_arrays(self._directory / snapshots[index].file)
         return {name: a.astype(np.float32) if a.dtype.kind == "f" else a for name, a in arrays.items()}
 
     def verify(self) -> None:
         """Read everything and compare with the checksums.
 
         Raises:
-            DatasetError: naming the first file whose content is not what was written.
+            DatasetError: naming the files whose content is not what was written.
         """
-        for entry in self.manifest.progress.files:
-            if _sha256(self._directory / entry.file) != entry.sha256:
-                raise DatasetError(f"{self._directory / entry.file} is damaged: its sha256 is not the manifest's")
+        check_content(self._directory, self.manifest.progress.files)
 
     @cached_property
-    def _shards(self) -> list["_OpenShard"]:
-        return [_OpenShard(self._directory / s.file, s.steps, self.manifest) for s in self.manifest.progress.shards]
+    def _shards(self) -> list[OpenShard]:
+        shards = self.manifest.progress.shards
+        check_content(self._directory, shards)
+        return [OpenShard(self._directory / shard.file, shard.steps, self.manifest) for shard in shards]
 
     def _index(self, history: int) -> int:
         if not 0 <= history < len(self):
@@ -360,109 +388,36 @@ class HistoryDataset:
                 offset += shard.steps
         if parts:
             return np.concatenate(parts)
-        return np.zeros((0, *_step_shape(name, self.manifest)), bool if name in _FLAGS else np.float32)
-
-
-class _OpenShard:
-    """A shard as its file is mapped into memory: ``shard[name]`` can be sliced without loading the rest."""
-
-    def __init__(self, path: Path, steps: int, manifest: Manifest) -> None:
-        self.steps = steps
-        self._observation_dim = manifest.observation_dim
-        try:
-            self._file = safe_open(path, framework="np")
-            for name in _PER_STEP:
-                shape = tuple(self._file.get_slice(name).get_shape())
-                expected = (manifest.histories, steps, *_step_shape(name, manifest))
-                if shape != expected:
-                    raise DatasetError(f"{path}: expected {name} of shape {expected}, got {shape}")
-            counts = self._file.get_tensor("episode_counts")
-        except (SafetensorError, OSError) as error:
-            raise DatasetError(f"{path} is damaged: {error}") from None
-        self._bounds = np.concatenate([[0], np.cumsum(counts)])
-        self._slices = {name: self._file.get_slice(name) for name in (*_PER_STEP, "final_observations")}
-
-    def __getitem__(self, name: str) -> Any:
-        return self._slices[name]
-
-    def final_observations(self, h: int) -> np.ndarray:
-        """``[n, N_o]`` of the episodes of history ``h`` that end in this shard."""
-        first, last = int(self._bounds[h]), int(self._bounds[h + 1])
-        if first == last:  # which safetensors refuses to slice
-            return np.zeros((0, self._observation_dim), np.float32)
-        return self._slices["final_observations"][first:last]
+        return np.zeros((0, *step_shape(name, self.manifest)), bool if name in FLAGS else np.float32)
 
 
 def _begin(directory: Path, manifest: Manifest) -> Manifest:
     """The manifest to go on from: the one on disk if it is of the same collection, else a new one."""
-    if not (directory / "manifest.json").exists():
+    if not (directory / MANIFEST_FILE).exists():
         if any((directory / "shards").glob("*.safetensors")):
             raise DatasetError(f"{directory} holds shards but no manifest.json; choose another directory")
         fresh = dataclasses.replace(manifest, progress=Progress())
-        save_manifest(directory, fresh)
+        with _writing(directory):
+            save_manifest(directory, fresh)
         return fresh
     existing = load_manifest(directory)
     differing = difference(existing.identity(), manifest.identity())
     if differing:
         raise DatasetError(f"{directory} holds another collection, which differs in: {'; '.join(differing)}")
-    check_sizes(directory, existing)
+    check_content(directory, existing.progress.files)
     return existing
 
 
-def _step_shape(name: str, manifest: Manifest) -> tuple[int, ...]:
-    """Shape of one step's entry of an array."""
-    if name == "observations":
-        return (manifest.observation_dim,)
-    return (manifest.action_dim,) if name in ("actions", "mean_actions") else ()
-
-
-def _checked(arrays: Mapping[str, np.ndarray], manifest: Manifest) -> dict[str, np.ndarray]:
-    """The arrays of one shard as stored, from those given to :meth:`HistoryWriter.append`."""
-    expected_names = {*_PER_STEP, "final_observations"}
-    if set(arrays) != expected_names:
-        raise DatasetError(f"expected the arrays {sorted(expected_names)}, got {sorted(arrays)}")
-    rewards = np.asarray(arrays["rewards"])
-    steps = rewards.shape[1] if rewards.ndim == 2 else 0
-    if not steps:
-        raise DatasetError(f"rewards: expected [H, T] with T > 0, got {rewards.shape}")
-    out: dict[str, np.ndarray] = {}
-    for name in _PER_STEP:
-        out[name] = np.asarray(arrays[name], bool if name in _FLAGS else np.float32, order="C")
-        expected = (manifest.histories, steps, *_step_shape(name, manifest))
-        if out[name].shape != expected:
-            raise DatasetError(f"{name}: expected shape {expected}, got {out[name].shape}")
-    counts = (out["terminated"] | out["truncated"]).sum(1, dtype=np.int64)  # [H]
-    final = np.asarray(arrays["final_observations"], np.float32, order="C")
-    if final.ndim == 3 and final.shape[0] == manifest.histories and (counts == final.shape[1]).all():
-        final = final.reshape(-1, final.shape[2])
-    if final.shape != (counts.sum(), manifest.observation_dim):
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """What the disk refuses becomes a DatasetError; nothing half written is ever committed."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
         raise DatasetError(
-            f"final_observations: expected {counts.sum()} of {manifest.observation_dim} entries, one for "
-            f"each episode that terminated or truncated says has ended, got shape {final.shape}"
-        )
-    out |= {"final_observations": final, "episode_counts": counts}
-    for name, array in out.items():
-        if not np.isfinite(array).all():
-            raise DatasetError(f"{name} holds values that are not finite")
-    return out
-
-
-def _as_arrays(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Arrays or torch tensors as contiguous arrays."""
-    out = {}
-    for name, value in values.items():
-        plain = value.detach().cpu().numpy() if hasattr(value, "detach") else value
-        out[name] = np.asarray(plain, order="C")
-    return out
-
-
-def _as_half(array: np.ndarray) -> np.ndarray:
-    """Floats as fp16, unless some entry is too large for it."""
-    if array.dtype.kind != "f":
-        return array
-    with np.errstate(over="ignore"):
-        half = array.astype(np.float16)
-    return half if np.array_equal(np.isfinite(half), np.isfinite(array)) else array.astype(np.float32)
+            f"{directory} could not be written: {error}; what was committed before is whole, and the command that "
+            "wrote it goes on from there"
+        ) from error
 
 
 def _chosen(episodes: slice | Sequence[int], count: int) -> np.ndarray:
@@ -484,15 +439,3 @@ def _merge(starts: np.ndarray, ends: np.ndarray) -> list[tuple[int, int]]:
         else:
             ranges.append((start, end))
     return ranges
-
-
-def _load(path: Path) -> dict[str, np.ndarray]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise DatasetError(f"{path} is damaged: {error}") from None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,7 +3,10 @@
 import fcntl
 import os
 import re
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
+from socket import gethostname
 from types import TracebackType
 from typing import Self
 
@@ -24,7 +27,7 @@ class DirectoryLock:
         directory: made if it does not exist; a file ``.lock`` is made in it.
 
     Raises:
-        DatasetError: another process writes there.
+        DatasetError: another process writes there; the message says which.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -33,10 +36,16 @@ class DirectoryLock:
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            self.release()
+            holder = os.pread(self._handle, 200, 0).decode(errors="replace")
+            os.close(self._handle)
             raise DatasetError(
-                f"{directory} is in use by another process; wait for it or choose another directory"
+                f"{directory} is in use by another process{f' ({holder})' if holder else ''}; "
+                "wait for it or choose another directory"
             ) from None
+        os.ftruncate(self._handle, 0)
+        with suppress(OSError):  # a full disk may still have room for what the lock is for
+            since = datetime.now().astimezone().isoformat(" ", "seconds")
+            os.pwrite(self._handle, f"pid {os.getpid()} on {gethostname()}, since {since}".encode(), 0)
         for folder in _OWN_FOLDERS:
             for path in (directory / folder).glob(".*"):
                 if _PARTIAL.fullmatch(path.name):
@@ -45,6 +54,7 @@ class DirectoryLock:
     def release(self) -> None:
         """Let others write. Safe to call twice."""
         if self._handle is not None:
+            os.ftruncate(self._handle, 0)
             os.close(self._handle)
             self._handle = None
 

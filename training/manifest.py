@@ -1,11 +1,12 @@
 """What a dataset of learning histories says about itself: ``manifest.json`` as frozen dataclasses.
 
-The manifest is also what is committed: only files that it names are part of the dataset.
+The manifest is also what is committed: only files that it names are part of the dataset. It holds their checksums, and
+its own under ``checksum``, so that damage anywhere is found before anything is read as experience.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from icrl_agents.errors import ConfigError, DatasetError
 
 FORMAT_VERSION = 1
 """Version of the dataset format; a dataset with another one is refused."""
+
+MANIFEST_FILE = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Progress:
         shards: in time order.
         snapshots: in time order.
         state: file of the collector's state after the last shard; None at the start and once complete.
+        state_sha256: of that file's content.
     """
 
     steps: int = 0
@@ -74,6 +78,7 @@ class Progress:
     shards: tuple[Shard, ...] = ()
     snapshots: tuple[Snapshot, ...] = ()
     state: str | None = None
+    state_sha256: str | None = None
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
@@ -155,11 +160,18 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = 
 
 
 def save_manifest(directory: Path, manifest: Manifest) -> None:
-    write_text_atomically(directory / "manifest.json", json.dumps(to_dict(manifest), indent=1) + "\n")
+    """Replace the manifest on disk: this commits what it names."""
+    data = to_dict(manifest)
+    write_text_atomically(directory / MANIFEST_FILE, json.dumps({**data, "checksum": _checksum(data)}, indent=1) + "\n")
 
 
 def load_manifest(directory: Path) -> Manifest:
-    path = directory / "manifest.json"
+    """Read a dataset's manifest.
+
+    Raises:
+        DatasetError: there is none, it is damaged, of another format, or names files outside the dataset.
+    """
+    path = directory / MANIFEST_FILE
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -170,12 +182,21 @@ def load_manifest(directory: Path) -> Manifest:
         raise DatasetError(
             f"{path} has format_version {data.get('format_version')!r}; this version reads {FORMAT_VERSION}"
         )
+    # The first datasets were written without a checksum; damage cannot turn one of today's into one of those.
+    checksum = data.pop("checksum", None) if isinstance(data, dict) else None
     try:
         manifest = from_dict(Manifest, data, where=str(path))
     except ConfigError as error:
         raise DatasetError(f"damaged manifest: {error}") from None
     _check_paths(directory, manifest)
+    if checksum is not None and checksum != _checksum(data):
+        raise DatasetError(f"{path} is damaged: its content does not have its checksum")
     return manifest
+
+
+def _checksum(data: Mapping[str, Any]) -> str:
+    """SHA-256 of JSON data, however it is laid out."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def _check_paths(directory: Path, manifest: Manifest) -> None:
@@ -184,14 +205,51 @@ def _check_paths(directory: Path, manifest: Manifest) -> None:
     files = [entry.file for entry in progress.files]
     for file in [*files, *([progress.state] if progress.state else [])]:
         if Path(file).is_absolute() or ".." in Path(file).parts:
-            raise DatasetError(f"{directory}/manifest.json names {file!r}, which is outside the dataset")
+            raise DatasetError(f"{directory / MANIFEST_FILE} names {file!r}, which is outside the dataset")
 
 
 def check_sizes(directory: Path, manifest: Manifest) -> None:
-    """Every named file is there and as long as it was: finds truncated copies without reading them."""
-    for entry in manifest.progress.files:
-        path = directory / entry.file
-        size = path.stat().st_size if path.is_file() else None
-        if size != entry.size:
-            got = "it is missing" if size is None else f"it has {size} bytes"
-            raise DatasetError(f"{path} is damaged: expected {entry.size} bytes, {got}")
+    """Every named file is there and as long as it was: finds truncated copies without reading them.
+
+    Raises:
+        DatasetError: naming all that are not.
+    """
+    _refuse([found for entry in manifest.progress.files if (found := _wrong_size(directory, entry))])
+
+
+def check_content(directory: Path, files: Sequence[StoredFile]) -> None:
+    """Files hold what was written; reads them whole, at a gigabyte or so a second.
+
+    Raises:
+        DatasetError: naming all that do not.
+    """
+    damaged = []
+    for entry in files:
+        found = _wrong_size(directory, entry)
+        if found is None and sha256_of(directory / entry.file) != entry.sha256:
+            found = f"{directory / entry.file} is damaged: its sha256 is not the manifest's"
+        if found is not None:
+            damaged.append(found)
+    _refuse(damaged)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _wrong_size(directory: Path, entry: StoredFile) -> str | None:
+    path = directory / entry.file
+    size = path.stat().st_size if path.is_file() else None
+    if size == entry.size:
+        return None
+    return f"{path} is damaged: expected {entry.size} bytes, " + (
+        "it is missing" if size is None else f"it has {size} bytes"
+    )
+
+
+def _refuse(damaged: Sequence[str]) -> None:
+    if damaged:
+        rest = f" (and {len(damaged) - 3} more)" if len(damaged) > 3 else ""
+        raise DatasetError("; ".join(damaged[:3]) + rest)

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributions import Normal
 
-from icrl_agents.backbones import backbone_names
+from icrl_agents.backbones import backbone_names, make_backbone
+from icrl_agents.backbones.weights import BackboneConfig, save_backbone
 from icrl_agents.config import ModelConfig
 from icrl_agents.envs import task_split
 from icrl_agents.errors import ConfigError, DatasetError, MissingExtraError, UnknownNameError
@@ -28,6 +29,7 @@ from icrl_agents.training.validation import Validation, action_loss
 
 TINY = {
     "mamba": {"d_model": 8, "n_layers": 1, "d_state": 4},
+    "mamba2": {"d_model": 8, "n_layers": 1, "d_state": 4, "head_dim": 8},
     "transformer": {"d_model": 8, "n_layers": 1, "n_heads": 2, "d_ff": 16, "context_length": 12},
 }
 
@@ -423,7 +425,7 @@ def test_laptop_backbones_are_of_one_size():
 def test_unknown_presets_list_the_known():
     with pytest.raises(UnknownNameError, match="Known: laptop, paper"):
         distillation_preset("icrl/ReacherGoal-v0", "lapdog")
-    with pytest.raises(UnknownNameError, match="Known: mamba, transformer"):
+    with pytest.raises(UnknownNameError, match="Known: mamba, mamba2, transformer"):
         distillation_preset("icrl/ReacherGoal-v0", "laptop", "lstm")
     with pytest.raises(UnknownNameError, match=r"icrl/ReacherGoal-v0"):
         distillation_preset("icrl/Nowhere-v0", "laptop")
@@ -459,3 +461,24 @@ distillation.train(config, sys.argv[2], sys.argv[3], tensorboard=False, quiet=Tr
             process.send_signal(signal.SIGKILL)
     subprocess.run(command("killed"), check=True)
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_starts_from_the_weights_of_a_backbone(data, tmp_path):
+    """Two runs of another seed each: their backbones are the same before the first update, at learning rate 0."""
+    first = config("mamba", learning_rate=0.0, updates=1)
+    quietly(first, data, tmp_path / "first")
+    backbone = load_checkpoint(tmp_path / "first")[0].backbone
+    save_backbone(tmp_path / "backbone", BackboneConfig("mamba", TINY["mamba"]), backbone.state_dict())
+    second = dataclasses.replace(first, seed=1, init_backbone=str(tmp_path / "backbone"))
+    quietly(second, data, tmp_path / "second")
+    started = load_checkpoint(tmp_path / "second")[0].backbone.state_dict()
+    for name, weight in backbone.state_dict().items():
+        torch.testing.assert_close(started[name], weight, rtol=0, atol=0)
+
+
+def test_a_backbone_of_another_shape_is_refused(data, tmp_path):
+    other = {**TINY["mamba"], "d_model": 16}
+    backbone = make_backbone("mamba", other)
+    save_backbone(tmp_path / "backbone", BackboneConfig("mamba", other), backbone.state_dict())
+    with pytest.raises(ConfigError, match="not shaped like"):
+        quietly(config("mamba", init_backbone=str(tmp_path / "backbone")), data, tmp_path / "run")

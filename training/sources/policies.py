@@ -35,6 +35,42 @@ def snapshot_by_task(snapshot: Mapping[str, Tensor], task_vectors: np.ndarray) -
     }
 
 
+def snapshot_of_tasks(
+    snapshot: Mapping[str, np.ndarray], task_vectors: np.ndarray, others: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The policies of other tasks, from those that :func:`snapshot_by_task` made of one learner.
+
+    A task entered only the first layer's bias, and linearly: what it adds is found from the tasks that are there.
+
+    Args:
+        snapshot: of K tasks.
+        task_vectors: theirs, ``[K, k]``.
+        others: ``[M, k]``.
+
+    Returns:
+        A snapshot with first axis M.
+
+    Raises:
+        DatasetError: every task had a learner of its own, or the tasks are too few to tell what one adds.
+    """
+    shared = {name: tensor[:1] for name, tensor in snapshot.items() if name != "bias_0"}
+    if len(task_vectors) < 2 or not all(
+        np.array_equal(snapshot[n], np.repeat(t, len(task_vectors), 0)) for n, t in shared.items()
+    ):
+        raise DatasetError("these policies were learned task by task: they can do no other tasks")
+    bias = snapshot["bias_0"].astype(np.float64)  # [K, 1, O]
+    known, asked = (np.concatenate([np.ones((len(v), 1)), v], 1) for v in (task_vectors, others))
+    solution, _, rank, _ = np.linalg.lstsq(known, bias[:, 0], rcond=None)
+    if rank < known.shape[1]:
+        raise DatasetError(
+            f"{len(task_vectors)} tasks are too few, or too alike, to tell how a policy depends on the task"
+        )
+    if np.abs(known @ solution - bias[:, 0]).max() > 4e-3 * max(1.0, np.abs(bias).max()):  # they were rounded to fp16
+        raise DatasetError("these policies do not depend on the task as those of one learner that sees it")
+    expanded = {name: np.repeat(tensor, len(others), 0) for name, tensor in shared.items()}
+    return {**expanded, "bias_0": (asked @ solution).astype(np.float32)[:, None]}
+
+
 class SnapshotPolicies:
     """The mean actions of K source policies at one moment of their learning.
 
