@@ -4,6 +4,7 @@ Training is imported by the commands that need it, so that running an agent need
 """
 
 import io
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
+from icrl_agents.cli_data import DATA_COMMANDS, PullData, Regenerate
 from icrl_agents.errors import IcrlError, InputError
 
 if TYPE_CHECKING:
@@ -80,10 +82,16 @@ class Demo:
 
 @dataclass(frozen=True)
 class List:
-    """The bundled agents, environments and backbones."""
+    """The bundled agents, environments, backbones and kernels."""
+
+    kernels: bool = False
+    """Only the kernels: which are in use here, and why the others are not."""
 
     def run(self) -> None:
         """Print them."""
+        if self.kernels:
+            _print_kernels()
+            return
         from icrl_agents.backbones import backbone_names
         from icrl_agents.envs import env_ids, short_name
         from icrl_agents.hub import bundled_agents
@@ -159,7 +167,7 @@ class Train:
     data: Path | None = None
     """Folder of the dataset; default: where collect puts the method's source."""
     backbone: str = "mamba"
-    """Registered sequence model: mamba, transformer."""
+    """Registered sequence model: mamba, mamba2, transformer."""
     preset: Preset = "laptop"
     """Size, sequence length and schedule."""
     method: Method = "ad"
@@ -174,6 +182,8 @@ class Train:
     """The control agent, which never sees a reward."""
     updates: int | None = None
     """Gradient updates; default: the preset's."""
+    init_backbone: Path | None = None
+    """Folder of a backbone to start from, as import-mamba writes it; the backbone must be of the preset's shape."""
     seed: int = 0
     """Of weights, batches and noise."""
 
@@ -196,6 +206,7 @@ class Train:
             target=self.target,
             mask_rewards=self.mask_rewards,
             updates=self.updates,
+            init_backbone=None if self.init_backbone is None else str(self.init_backbone),
             seed=self.seed,
         )
         console.print(f"checkpoint: {out}", soft_wrap=True)
@@ -325,24 +336,29 @@ class Anchors:
     """Folder for the oracles' histories; default: data/ENV/oracle."""
     out: Path | None = None
     """JSON file; default: the one the package ships."""
+    only: tuple[Literal["zero", "random", "blind", "oracle"], ...] = ("zero", "random", "blind", "oracle")
+    """Which to measure; the file then holds no others."""
     seed: int = 0
     """Of everything."""
 
     def run(self) -> None:
         """Measure and write."""
         from icrl_agents.envs import resolve_env_id, short_name
-        from icrl_agents.envs.anchors import anchor_file_name
+        from icrl_agents.envs.anchors import ANCHOR_NAMES, anchor_file_name
         from icrl_agents.training.anchors import measure_anchors, save_anchors
         from icrl_agents.training.collection import CollectionConfig
 
         env_id = resolve_env_id(self.env)
         config = CollectionConfig(env_id, self.split, steps_per_task=self.steps_per_task, seed=self.seed)
         options = f"--split {self.split} --steps-per-task {self.steps_per_task} --seed {self.seed}"
+        if set(self.only) != set(ANCHOR_NAMES):
+            options += f" --only {' '.join(self.only)}"
         command = f"icrl-agents anchors {self.env} {options}"
-        anchors = measure_anchors(config, self.data or Path("data") / short_name(env_id) / "oracle", command)
         out = self.out or Path(str(sys.modules[anchor_file_name.__module__].__file__)).parent / anchor_file_name(
             env_id, self.split
         )
+        data = self.data or Path("data") / short_name(env_id) / "oracle"
+        anchors = measure_anchors(config, data, command, only=self.only)
         save_anchors(anchors, out)
         for subset, returns in anchors.returns.items():
             means = ", ".join(f"{name} {sum(values) / len(values):.2f}" for name, values in returns.items())
@@ -357,7 +373,7 @@ class Reproduce:
     env: Positional[str] = "reacher-goal"
     """Environment, e.g. reacher-goal."""
     backbone: str = "mamba"
-    """Registered sequence model: mamba, transformer."""
+    """Registered sequence model: mamba, mamba2, transformer."""
     preset: Preset = "laptop"
     """Amount of data, size and schedule."""
     method: Method = "on-policy"
@@ -392,6 +408,23 @@ class Reproduce:
 
 
 @dataclass(frozen=True)
+class ImportMamba:
+    """Import the blocks of a Mamba language model (mamba-ssm or transformers), to train an agent from."""
+
+    source: Positional[Path]
+    """The model's directory: config.json and safetensors."""
+    out: Path
+    """Folder of the backbone."""
+
+    def run(self) -> None:
+        """Import and say what it is."""
+        from icrl_agents.backbones.mamba_weights import import_mamba
+
+        config = import_mamba(self.source, self.out)
+        console.print(f"backbone: {self.out}, {config.n_layers} blocks of width {config.d_model}", soft_wrap=True)
+
+
+@dataclass(frozen=True)
 class Push:
     """Publish a checkpoint on the Hugging Face Hub."""
 
@@ -409,7 +442,7 @@ class Push:
         console.print(push_to_hub(self.directory, self.repo_id, private=self.private))
 
 
-COMMANDS = (Demo, List, Collect, Train, Evaluate, Compare, Anchors, Reproduce, Push)
+COMMANDS = (Demo, List, Collect, Train, Evaluate, Compare, Anchors, Reproduce, ImportMamba, Push, *DATA_COMMANDS)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -417,7 +450,7 @@ def main(arguments: list[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # progress reaches a log file at once
     chosen: Any = tyro.extras.subcommand_cli_from_dict(
-        {command.__name__.lower(): command for command in COMMANDS},
+        {_command_name(command): command for command in COMMANDS},
         prog="icrl-agents",
         description="Agents that learn a new task from interaction alone, with no weight update.",
         args=arguments,
@@ -430,9 +463,23 @@ def main(arguments: list[str] | None = None) -> None:
         errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        resumes = isinstance(chosen, Collect | Train | Anchors | Reproduce)
+        resumes = isinstance(chosen, Collect | Train | Anchors | Reproduce | Regenerate | PullData)
         Console(stderr=True).print(f"interrupted{'; the same command goes on where it stopped' if resumes else ''}")
         sys.exit(130)
+
+
+def _command_name(command: type) -> str:
+    """``"push-data"`` for ``PushData``."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", command.__name__).lower()
+
+
+def _print_kernels() -> None:
+    from icrl_agents.kernels import kernel_status
+
+    table = Table("kernel", "state", "what it runs, or why not")
+    for row in kernel_status():
+        table.add_row(row.name, row.state, row.detail, style=None if row.state == "in use" else "dim")
+    console.print(table)
 
 
 def _print_curve(result: "EvalResult") -> None:

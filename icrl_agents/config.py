@@ -36,7 +36,8 @@ class ModelConfig:
         tokenization: ``"transition"`` reads one token a decision (the paper); ``"element"`` reads three, the
             previous action, the previous reward and the observation, and decides at the last (original AD).
         head: ``"deterministic"`` predicts the action; ``"gaussian"`` its mean and log standard deviation.
-        head_hidden: width of the head's hidden layer; 0 makes the head linear.
+        head_hidden: width of the head's hidden layers; 0 makes the head linear.
+        head_layers: hidden layers of the head.
         mask_rewards: the control agent that never sees a reward: the token's reward entry is always 0.
     """
 
@@ -47,6 +48,7 @@ class ModelConfig:
     tokenization: Tokenization = "transition"
     head: Head = "deterministic"
     head_hidden: int = 128
+    head_layers: int = 1
     mask_rewards: bool = False
 
     def __post_init__(self) -> None:
@@ -54,6 +56,7 @@ class ModelConfig:
         _at_least("observation_dim", self.observation_dim, 1)
         _at_least("action_dim", self.action_dim, 1)
         _at_least("head_hidden", self.head_hidden, 0)
+        _at_least("head_layers", self.head_layers, 1)
 
 
 @dataclass(frozen=True)

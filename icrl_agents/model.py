@@ -4,6 +4,7 @@ B batch, L steps, T token entries, D model width, A action entries
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ class InContextModel(nn.Module):
         else:
             self.embed = nn.Linear(self.layout.size, d_model)
         outputs = config.action_dim * (2 if config.head == "gaussian" else 1)
-        self.head = _head(d_model, config.head_hidden, outputs)
+        self.head = _head(d_model, config.head_hidden, config.head_layers, outputs)
 
     def normalize(self, tokens: Tensor) -> Tensor:
         """Raw tokens ``[..., T]`` to zero mean and unit variance, rewards hidden where the config says so."""
@@ -137,7 +138,9 @@ class InContextModel(nn.Module):
         return ActionPrediction(mean, log_std.clamp(*LOG_STD_RANGE))
 
 
-def _head(d_model: int, hidden: int, outputs: int) -> nn.Module:
+def _head(d_model: int, hidden: int, layers: int, outputs: int) -> nn.Module:
     if not hidden:
         return nn.Linear(d_model, outputs)
-    return nn.Sequential(nn.Linear(d_model, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
+    widths = [d_model, *[hidden] * layers]
+    inner = [part for i, o in pairwise(widths) for part in (nn.Linear(i, o), nn.SiLU())]
+    return nn.Sequential(*inner, nn.Linear(hidden, outputs))

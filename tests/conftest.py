@@ -1,5 +1,6 @@
 """Small models and agents for all tests."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -10,6 +11,11 @@ import torch
 if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
     os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's own default wants a display; it decides when it is imported
 
+with contextlib.suppress(ImportError):
+    # Its LLVM crashes in a process that rendered in software, with Mesa's LLVM, before; the other way round they live
+    # together. PyTorch's optimisers import it wherever it is installed.
+    import triton  # noqa: F401
+
 from icrl_agents.agent import InContextAgent
 from icrl_agents.config import AgentConfig, ModelConfig
 from icrl_agents.model import InContextModel
@@ -18,6 +24,7 @@ torch.set_num_threads(1)  # tests run in parallel processes
 
 BACKBONES = {
     "mamba": {"d_model": 16, "n_layers": 2, "d_state": 4},
+    "mamba2": {"d_model": 16, "n_layers": 2, "d_state": 4, "head_dim": 8},
     "transformer": {"d_model": 16, "n_layers": 2, "n_heads": 2, "d_ff": 32, "context_length": 12},
 }
 

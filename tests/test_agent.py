@@ -588,7 +588,7 @@ def test_predict_refuses_other_observations_and_states(agent, make_agent):
     for observation in wrong:
         with pytest.raises(InputError):
             agent.predict(observation)
-    other = make_agent({"mamba": "transformer", "transformer": "mamba"}[agent.config.model.backbone])
+    other = make_agent("transformer" if agent.config.model.backbone == "mamba" else "mamba")
     for strange in (other.predict(np.zeros((2, size)))[1], state[:-1], (1,), "state"):
         with pytest.raises(InputError):
             agent.predict(np.zeros((2, size)), strange)

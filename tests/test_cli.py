@@ -58,8 +58,8 @@ def checkpoint(make_agent: Callable[..., InContextAgent], tmp_path_factory: pyte
 @pytest.fixture
 def tiny_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(source_presets._COLLECTIONS, (ENV_ID, "laptop"), TINY_SOURCE)  # type: ignore[arg-type]
-    monkeypatch.setitem(source_presets._TASK_INFORMED_STEPS, ENV_ID, 200)  # type: ignore[arg-type]
-    monkeypatch.setattr(source_presets, "TASK_INFORMED_PPO", TINY_SOURCE.ppo)
+    informed = replace(TINY_SOURCE, task_informed=True, steps_per_task=200)
+    monkeypatch.setitem(source_presets._TASK_INFORMED, ENV_ID, informed)  # type: ignore[arg-type]
     of = {name: value for name, value in TINY_TRAINING.items() if name != "backbone_options"}
     at = (ENV_ID, "laptop")
     monkeypatch.setitem(presets._DISTILLATION, at, replace(presets._DISTILLATION[at], **of))
@@ -109,7 +109,9 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 # ------------------------------------------------------------------ all commands
 
 
-@pytest.mark.parametrize("command", [[], *([c.__name__.lower()] for c in COMMANDS)], ids=lambda c: " ".join(c) or "all")
+@pytest.mark.parametrize(
+    "command", [[], *([cli._command_name(c)] for c in COMMANDS)], ids=lambda c: " ".join(c) or "all"
+)
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])
@@ -117,7 +119,7 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert f"icrl-agents {' '.join(command)}".strip() in out
     if not command:
-        assert all(each.__name__.lower() in out for each in COMMANDS)
+        assert all(cli._command_name(each) in out for each in COMMANDS)
 
 
 def test_no_command_is_refused(refused: Callable[..., str]) -> None:
@@ -372,6 +374,15 @@ def test_anchors(
     }
     assert load_anchors(ENV_ID, "paper") == shipped
     assert "test: zero -" in capsys.readouterr().out
+    main(["anchors", "ant-dir", "--split", "macaw", "--only", "zero", "random", "--out", "some.json"])
+    some = json.loads(Path("some.json").read_text())
+    assert some["command"].endswith("--split macaw --steps-per-task 200000 --seed 0 --only zero random")
+    assert {s: {n: len(v) for n, v in r.items()} for s, r in some["returns"].items()} == {
+        "val": {"zero": 5, "random": 5},
+        "test": {"zero": 5, "random": 5},
+    }
+    assert "name all three, got ['blind']" in refused("anchors", "ant-dir", "--only", "blind", "--out", "no.json")
+    assert "no return is known" in refused("anchors", "ant-dir", "--only", "oracle", "--out", "no.json")
 
 
 # ------------------------------------------------------------------ from nothing to an evaluated agent

@@ -17,12 +17,13 @@ from icrl_agents.errors import ConfigError
     st.sampled_from(["transition", "element"]),
     st.sampled_from(["deterministic", "gaussian"]),
     st.integers(0, 300),
+    st.integers(1, 3),
     st.booleans(),
     st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5) | st.none(), max_size=3),
     st.lists(st.floats(0.125, 1e6, width=32), min_size=1, max_size=5),
 )
-def test_any_config_survives_json(observation_dim, tokenization, head, hidden, masked, options, high):
-    model = ModelConfig(observation_dim, len(high), "mamba", options, tokenization, head, hidden, masked)
+def test_any_config_survives_json(observation_dim, tokenization, head, hidden, layers, masked, options, high):
+    model = ModelConfig(observation_dim, len(high), "mamba", options, tokenization, head, hidden, layers, masked)
     low = tuple(-h for h in high)
     config = AgentConfig("a", "e", low, tuple(high), 50, 40, "paper", "hash", "4.0", model, {"x": [1, 2]})
     assert from_dict(AgentConfig, json.loads(json.dumps(to_dict(config)))) == config

@@ -13,7 +13,7 @@ import gymnasium
 import pytest
 
 from icrl_agents.agent import InContextAgent
-from icrl_agents.envs import sample_tasks
+from icrl_agents.envs import MetaEnvDefinition, sample_tasks
 from icrl_agents.evaluation import rollout
 from icrl_agents.hub import agent_names
 from icrl_agents.training import presets
@@ -58,7 +58,7 @@ def numbers(pattern: str, text: str) -> list[float]:
 
 
 def test_every_example_has_a_test() -> None:
-    assert [path.name[:2] for path in EXAMPLES] == ["01", "02", "03"]
+    assert [path.name[:2] for path in EXAMPLES] == ["01", "02", "03", "04"]
 
 
 def test_drop_into_a_loop(checkpoint: Path, run: Callable[..., str]) -> None:
@@ -88,7 +88,8 @@ def test_distil_your_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     ppo = PPOConfig(n_steps=50, hidden=(8,))
     source = replace(source_presets._COLLECTIONS[at], streams=2, shard_steps=100, ppo=ppo)
     monkeypatch.setitem(source_presets._COLLECTIONS, at, source)  # type: ignore[arg-type]
-    monkeypatch.setattr(source_presets, "TASK_INFORMED_PPO", ppo)
+    informed = replace(source, task_informed=True)
+    monkeypatch.setitem(source_presets._TASK_INFORMED, at[0], informed)  # type: ignore[arg-type]
     monkeypatch.setitem(presets._DISTILLATION, at, replace(presets._DISTILLATION[at], val_episodes=1))
     rounds = OnPolicyConfig(rows_per_task=1, short_episodes=1)
     monkeypatch.setitem(presets._ON_POLICY, at, {**presets._ON_POLICY[at], "on_policy": rounds, "batch_size": 1})
@@ -107,6 +108,23 @@ def test_distil_your_own_by_the_presets(run: Callable[..., str], tmp_path: Path)
     assert len(numbers(LEARNED, out)) == 1
 
 
+def test_your_own_meta_env(run: Callable[..., str]) -> None:
+    assert "it keeps the contract; random actions return" in run(example("04"))
+    assert sum(bool(line.strip()) for line in example("04").read_text(encoding="utf-8").splitlines()) < 60
+
+
+def test_the_page_for_builders_shows_the_examples_code() -> None:
+    page, source = (path.read_text(encoding="utf-8") for path in (ROOT / "docs/own_env.md", example("04")))
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 4
+    for block in blocks:
+        assert block in source
+    named = set(re.findall(r"^\| `(.*?)` ", page, re.MULTILINE))
+    methods = {re.sub(r"\(.*", "", name) for names in named for name in names.split("`, `")}
+    assert methods == {name for name in vars(MetaEnvDefinition) if name in methods}
+    assert methods >= MetaEnvDefinition.__abstractmethods__
+
+
 def test_the_readme_has_code() -> None:
     assert BLOCKS
 
@@ -117,3 +135,9 @@ def test_readme(block: str, run: Callable[..., str]) -> None:
     if not wanted <= set(agent_names()):
         pytest.skip(f"not bundled yet: {', '.join(sorted(wanted - set(agent_names())))}")
     assert run("-c", block)
+
+
+@pytest.mark.parametrize("name", ["step_latency", "sequence_training"])
+def test_benchmarks_run(name: str, run: Callable[..., str]) -> None:
+    out = run(ROOT / "examples/benchmarks" / f"{name}.py", "--quick")
+    assert re.search(r"^mamba2 .*\d", out, re.MULTILINE)

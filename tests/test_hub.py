@@ -68,7 +68,7 @@ def saved(agent, tmp_path):
 
 @pytest.mark.parametrize("tokenization", ["transition", "element"])
 @pytest.mark.parametrize("head", ["deterministic", "gaussian"])
-@pytest.mark.parametrize("backbone", ["mamba", "transformer"])
+@pytest.mark.parametrize("backbone", backbones.backbone_names())
 def test_save_load_same_actions(make_agent, tmp_path, backbone, head, tokenization):
     agent = make_agent(backbone, head=head, tokenization=tokenization)
     agent.model.token_mean.uniform_(-1, 1)

@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 import icrl_agents.envs  # noqa: F401  registers the environments
+from icrl_agents.backbones.weights import load_backbone
 from icrl_agents.config import AgentConfig, Head, ModelConfig, Tokenization, check_literals, to_dict
 from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.hub import save_checkpoint
@@ -60,7 +61,8 @@ class DistillationConfig:
         backbone_options: fields of that backbone's config.
         tokenization: ``"transition"`` (the paper) or ``"element"`` (the original AD), see ``ModelConfig``.
         head: ``"deterministic"`` trains by squared error, ``"gaussian"`` by likelihood.
-        head_hidden: width of the head's hidden layer; 0 makes the head linear.
+        head_hidden: width of the head's hidden layers; 0 makes the head linear.
+        head_layers: hidden layers of the head.
         mask_rewards: train the control agent that never sees a reward.
         target: what to predict: the ``"sampled"`` action (the paper), the ``"source_mean"`` it was drawn
             around, or the ``"final_policy"``'s action on the same observation.
@@ -80,6 +82,8 @@ class DistillationConfig:
         val_episodes: episodes of each validation roll-out; 0 does without roll-outs.
         validate_every: updates between validations; the last update is always validated.
         seed: of the weights, the order of the data and the noise.
+        init_backbone: folder of the backbone that training starts from, as ``icrl-agents import-mamba`` writes it; None
+            draws the weights.
         on_policy: None distils the histories as they are; otherwise the student acts itself and the sources'
             final policies label what it meets, see :mod:`icrl_agents.training.on_policy`. The histories then only
             give tasks and teachers.
@@ -92,6 +96,7 @@ class DistillationConfig:
     tokenization: Tokenization = "transition"
     head: Head = "deterministic"
     head_hidden: int = 128
+    head_layers: int = 1
     mask_rewards: bool = False
     target: Target = "sampled"
     keep_every: int = 10
@@ -110,6 +115,7 @@ class DistillationConfig:
     val_episodes: int = 20
     validate_every: int = 100
     seed: int = 0
+    init_backbone: str | None = None
     on_policy: OnPolicyConfig | None = None
 
     def __post_init__(self) -> None:
@@ -249,6 +255,8 @@ class _Run:
         )
         torch.manual_seed(_seed(config.seed, "weights"))
         self._model = InContextModel(self._agent_config.model)
+        if config.init_backbone is not None:
+            start_from(config.init_backbone, self._model)
         if config.on_policy is None:  # else the first round gives them
             mean, std = token_statistics([kept.load(i).tokens for i in range(len(kept))], kept.layout)
             self._model.token_mean.copy_(torch.from_numpy(mean))
@@ -362,6 +370,7 @@ def agent_config(config: DistillationConfig, manifest: Manifest) -> AgentConfig:
         tokenization=config.tokenization,
         head=config.head,
         head_hidden=config.head_hidden,
+        head_layers=config.head_layers,
         mask_rewards=config.mask_rewards,
     )
     return AgentConfig(
@@ -396,6 +405,23 @@ def _split(
         KeptHistories(dataset, part, config.keep_every, target, low, high, final_policy) for part in parts
     )
     return train_part, val_part
+
+
+def start_from(directory: str | Path, model: InContextModel) -> None:
+    """Give a model the weights of a backbone on its own.
+
+    Raises:
+        ConfigError: the directory holds none, or one of another kind or shape than the model's.
+        CheckpointError: its weights are damaged.
+    """
+    backbone, own = load_backbone(directory), model.backbone
+    ours, theirs = ({name: list(w.shape) for name, w in b.state_dict().items()} for b in (own, backbone))
+    if type(backbone) is not type(own) or ours != theirs:
+        raise ConfigError(
+            f"{directory} holds a {type(backbone).__name__} that is not shaped like the run's {type(own).__name__} "
+            f"{dict(model.config.backbone_options)}"
+        )
+    own.load_state_dict(backbone.state_dict())
 
 
 def make_optimizer(model: nn.Module, config: DistillationConfig) -> torch.optim.AdamW:
