@@ -4,7 +4,7 @@ B rows, N_o observation entries, N_a action entries, T token entries
 """
 
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self, get_args
 
 import gymnasium
 import numpy as np
@@ -15,10 +15,14 @@ from torch.utils import _pytree as pytree
 
 from icrl_agents import hub
 from icrl_agents.agent_state import AgentState, checkpoint_digest
-from icrl_agents.backbones import Carry
+from icrl_agents.backbones import Backbone, Carry
+from icrl_agents.backbones.mamba import Mamba
 from icrl_agents.config import AgentConfig, to_dict
 from icrl_agents.errors import CallOrderError, ConfigError, InputError, UnknownNameError
-from icrl_agents.model import ActionPrediction, InContextModel
+from icrl_agents.model import ActionPrediction, BackboneStep, InContextModel
+
+Precision = Literal["float32", "bfloat16", "int8"]
+"""How the matrices of a step are stored."""
 
 PREFILL_CHUNK = 512
 """Steps that :meth:`InContextAgent.prefill` gives the model at once: bounds its memory."""
@@ -62,12 +66,21 @@ class InContextAgent:
         model: shared, not copied; moved to ``device`` and set to evaluation mode.
         config: what it was trained for.
         device: where the model runs; default: where its weights are.
+        precision: of the matrices in every single step: ``"float32"``, or ``"bfloat16"`` or ``"int8"``, which a Mamba
+            on the CPU can read faster; :meth:`prefill` runs in float32.
 
     Raises:
-        ConfigError: ``model`` was not built from ``config.model``.
+        ConfigError: ``model`` was not built from ``config.model``, or cannot step in that precision.
     """
 
-    def __init__(self, model: InContextModel, config: AgentConfig, *, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        model: InContextModel,
+        config: AgentConfig,
+        *,
+        device: torch.device | str | None = None,
+        precision: Precision = "float32",
+    ) -> None:
         if to_dict(model.config) != to_dict(config.model):
             raise ConfigError(f"the model was built from {model.config}, not from {config.model}")
         if device is not None:
@@ -75,6 +88,8 @@ class InContextAgent:
         self.model = model.eval()
         self.config = config
         self.device = model.token_mean.device
+        self.precision = precision
+        self._backbone_step = _backbone_step(model.backbone, precision)
         self._low = np.array(config.action_low, np.float32)
         self._high = np.array(config.action_high, np.float32)
         self._carry_leaves, self._carry_structure = pytree.tree_flatten(model.backbone.initial_carry(1))
@@ -89,6 +104,7 @@ class InContextAgent:
         *,
         revision: str | None = None,
         device: torch.device | str = "auto",
+        precision: Precision = "float32",
     ) -> Self:
         """Load an agent.
 
@@ -97,16 +113,17 @@ class InContextAgent:
                 order.
             revision: branch, tag or commit on the Hub.
             device: ``"auto"`` takes a GPU if there is one.
+            precision: see :class:`InContextAgent`.
 
         Raises:
             UnknownNameError: no such agent.
             CheckpointError: files that are missing, damaged or do not fit each other.
-            ConfigError: a ``config.json`` that is not one.
+            ConfigError: a ``config.json`` that is not one, or a model that cannot step in that precision.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model, config = hub.load_checkpoint(hub.resolve(name, revision))
-        return cls(model, config, device=device)
+        return cls(model, config, device=device, precision=precision)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config, weights and model card, so that ``from_pretrained(directory)`` gives this agent."""
@@ -203,7 +220,7 @@ class InContextAgent:
             self._decide_some(np.flatnonzero(~state.resetting), observations, deterministic)
         else:
             state.tokens[:, self.model.layout.observation] = observations
-            prediction, state.carry = self.model.step(self._tensor(state.tokens), state.carry)
+            prediction, state.carry = self._step(state.tokens, state.carry)
             state.actions[:] = self._choose(prediction, deterministic)
         state.acted = True
         return self._out(state.actions)
@@ -342,7 +359,7 @@ class InContextAgent:
             )
         tokens = _finite("observation", array).reshape(-1, size)
         carry = self._carry_of(state, len(tokens))
-        prediction, carry = self.model.step(self._tensor(tokens), carry)
+        prediction, carry = self._step(tokens, carry)
         actions = self._choose(prediction, deterministic)
         memory = tuple(leaf.cpu().numpy() for leaf in pytree.tree_leaves(carry))
         return (actions[0] if array.ndim == 1 else actions), memory
@@ -363,11 +380,14 @@ class InContextAgent:
 
     def clone(self) -> Self:
         """An agent with the same weights (shared) and a copy of the memory."""
-        twin = type(self)(self.model, self.config)
+        twin = type(self)(self.model, self.config, precision=self.precision)
         twin._state = self._state.copy()
         return twin
 
     # ------------------------------------------------------------------ private
+
+    def _step(self, tokens: np.ndarray, carry: Carry) -> tuple[ActionPrediction, Carry]:
+        return self.model.step(self._tensor(tokens), carry, backbone_step=self._backbone_step)
 
     def _decide_some(self, rows: np.ndarray, observations: np.ndarray, deterministic: bool | None) -> None:
         """Decide in ``rows`` ``[R]`` alone; the others' memory is untouched and their action is ignored."""
@@ -378,7 +398,7 @@ class InContextAgent:
         state.tokens[rows, : self.model.layout.observation_dim] = observations[rows]
         index = self._tensor(rows)
         carry = pytree.tree_map(lambda leaf: leaf[index], state.carry)
-        prediction, carry = self.model.step(self._tensor(state.tokens[rows]), carry)
+        prediction, carry = self._step(state.tokens[rows], carry)
         pytree.tree_map(lambda whole, part: whole.index_copy_(0, index, part), state.carry, carry)
         state.actions[rows] = self._choose(prediction, deterministic)
 
@@ -483,3 +503,14 @@ def _finite(name: str, array: np.ndarray) -> np.ndarray:
     if not np.isfinite(array).all():
         raise InputError(f"{name}: expected finite numbers, got {array!r}")
     return array
+
+
+def _backbone_step(backbone: Backbone, precision: Precision) -> BackboneStep | None:
+    """What steps in that precision; None is the backbone itself."""
+    if precision not in get_args(Precision):
+        raise ConfigError(f"unknown precision {precision!r}; known: {', '.join(get_args(Precision))}")
+    if precision == "float32":
+        return None
+    if not isinstance(backbone, Mamba):
+        raise ConfigError(f"a {type(backbone).__name__} steps in float32 only, not in {precision}")
+    return backbone.pack(precision).step

@@ -163,12 +163,13 @@ def load_checkpoint(directory: str | Path) -> tuple[InContextModel, AgentConfig]
     if not found:
         raise CheckpointError(f"{weights_file} holds no tensors")
     _require_layout(weights_file, found, _expected_layout(config.model, len(found)))
-    # The initial weights are overwritten: they cost the caller none of his random numbers.
-    with torch.random.fork_rng(devices=[]):
+    # The initial weights are overwritten: they cost the caller none of his random numbers. Weights made in inference
+    # mode could neither be trained nor packed for fast steps.
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         model = InContextModel(config.model)
-    weights = load_file(weights_file)
-    _require_usable(weights, str(weights_file))
-    model.load_state_dict(weights, strict=True)
+        weights = load_file(weights_file)
+        _require_usable(weights, str(weights_file))
+        model.load_state_dict(weights, strict=True)
     return model.eval(), config
 
 

@@ -3,6 +3,7 @@
 B batch, L steps, T token entries, D model width, A action entries
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from icrl_agents.backbones import Carry, make_backbone
 from icrl_agents.config import ModelConfig
 from icrl_agents.tokens import TokenLayout
+
+BackboneStep = Callable[[Tensor, Carry], tuple[Tensor, Carry]]
+"""What :meth:`icrl_agents.backbones.Backbone.step` does."""
 
 LOG_STD_RANGE = (-5.0, 1.0)
 """Range of the Gaussian head's log standard deviation."""
@@ -102,18 +106,22 @@ class InContextModel(nn.Module):
         y, carry = self.backbone(embedded.flatten(1, 2), carry, forget_before)
         return self._decide(y[:, per_step - 1 :: per_step]), carry
 
-    def step(self, tokens: Tensor, carry: Carry) -> tuple[ActionPrediction, Carry]:
+    def step(
+        self, tokens: Tensor, carry: Carry, *, backbone_step: BackboneStep | None = None
+    ) -> tuple[ActionPrediction, Carry]:
         """Decide once for every row.
 
         Args:
             tokens: raw tokens ``[B, T]``.
             carry: the rows' carry; consumed.
+            backbone_step: runs instead of the backbone's own, e.g. with rounded weights.
 
         Returns:
             Predictions ``[B, A]`` and the new carry.
         """
+        step = self.backbone.step if backbone_step is None else backbone_step
         for embedded in self._embed(self.normalize(tokens)).unbind(-2):
-            y, carry = self.backbone.step(embedded, carry)
+            y, carry = step(embedded, carry)
         return self._decide(y), carry
 
     def _embed(self, x: Tensor) -> Tensor:

@@ -627,3 +627,38 @@ def test_make_env_of_an_unregistered_id(make_agent):
 def test_a_model_of_another_config_is_refused(make_agent, make_config):
     with pytest.raises(ConfigError, match="was built from"):
         InContextAgent(make_agent().model, make_config("transformer"))
+
+
+# ------------------------------------------------------------------ precision
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_rounded_weights_act_nearly_the_same(make_agent, precision):
+    plain = make_agent("mamba")
+    rounded = InContextAgent(plain.model, plain.config, precision=precision)
+    observations = np.random.default_rng(0).normal(size=(20, 8))
+    actions = []
+    for agent in (plain, rounded, rounded.clone()):
+        agent.reset()
+        taken = []
+        for observation in observations:
+            taken.append(agent.act(observation))
+            agent.observe(0.5, False)
+        actions.append(np.array(taken))
+    assert 0 < np.abs(actions[0] - actions[1]).max() < 0.1
+    np.testing.assert_array_equal(actions[1], actions[2])
+
+
+def test_precisions_that_cannot_be_are_refused(make_agent):
+    agent = make_agent("transformer")
+    with pytest.raises(ConfigError, match="float32 only"):
+        InContextAgent(agent.model, agent.config, precision="int8")
+    with pytest.raises(ConfigError, match="known: float32, bfloat16, int8"):
+        InContextAgent(agent.model, agent.config, precision="float16")
+
+
+def test_an_agent_loaded_in_inference_mode_has_ordinary_weights(make_agent, tmp_path):
+    make_agent().save_pretrained(tmp_path)
+    with torch.inference_mode():
+        agent = InContextAgent.from_pretrained(tmp_path)
+    assert not any(weight.is_inference() for weight in agent.model.state_dict().values())
