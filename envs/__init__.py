@@ -103,31 +103,38 @@ def register_meta_env(env_id: str, entry_point: str, vector_entry_point: str, ho
     """Make an environment of your own known to Gymnasium and to everything here that takes an id.
 
     Args:
-        env_id: ``"namespace/Name-v0"``, as its definition has it.
+        env_id: ``"namespace/Name-v0"``, as its definition has it; its :func:`short_name` must be its own, too.
         entry_point: where its :class:`MetaEnv` is, ``"module:Class"``; strings, so that the ``EnvSpec`` survives JSON.
         vector_entry_point: where its :class:`MetaVectorEnv` is.
         horizon: steps per episode, as its definition has it.
 
     Raises:
-        ConfigError: the id is taken, or an entry point is no such string.
+        ConfigError: an id or a short name that is taken or no such id, an entry point that is no such string, or a
+            horizon that is not a whole number of at least 1; then nothing is registered.
     """
     if env_id in _ENVS or env_id in gymnasium.registry:
         raise ConfigError(f"an environment {env_id!r} is registered already")
+    if not isinstance(env_id, str) or re.fullmatch(r"[\w:-]+/[\w:.-]+-v\d+", env_id) is None:
+        raise ConfigError(f"an environment's id is 'namespace/Name-v0', got {env_id!r}")
+    for known in _ENVS:
+        if short_name(known) == short_name(env_id):
+            raise ConfigError(f"the short name {short_name(env_id)!r} of {env_id!r} is that of {known!r}")
     for place in (entry_point, vector_entry_point):
-        if not isinstance(place, str) or ":" not in place:
+        if not isinstance(place, str) or re.fullmatch(r"[\w.]+:\w+", place) is None:
             raise ConfigError(f"an entry point is a string 'module:Class', got {place!r}")
+    if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
+        raise ConfigError(f"a horizon is a whole number of at least 1, got {horizon!r}")
+    _register(env_id, entry_point, vector_entry_point, horizon)
     _ENVS[env_id] = (entry_point, vector_entry_point, horizon)
-    _register(env_id)
 
 
-def _register(env_id: str) -> None:
-    entry_point, vector_entry_point, horizon = _ENVS[env_id]
+def _register(env_id: str, entry_point: str, vector_entry_point: str, horizon: int) -> None:
     gymnasium.register(env_id, entry_point, vector_entry_point=vector_entry_point, max_episode_steps=horizon)
 
 
-for _env_id in _ENVS:
+for _env_id, _at in _ENVS.items():
     if _env_id not in gymnasium.registry:
-        _register(_env_id)
+        _register(_env_id, *_at)
 
 __all__ = [
     "Anchors",

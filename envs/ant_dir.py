@@ -156,6 +156,7 @@ class AntDirEnv(MetaEnv):
     * ``Ant-v5``: 27 entries without contact forces, no contact cost (v5: 5e-4 of their clipped squares).
     * PEARL and MACAW: the same observation; their ant gets the 1 also in the step in which it falls, and a contact cost
       that was 0 in the engine they used. MACAW's five test directions are in the split ``"macaw"``.
+    * garage has no environment of this task.
     * All were published with older physics engines: their returns are context, not a contest.
 
     ## Versions

@@ -89,10 +89,11 @@ class MetaEnvDefinition(ABC):
         parts = []
         for key, size in self.task_keys.items():
             try:
-                part = np.asarray(task[key], np.float64).reshape(-1)
-            except (TypeError, ValueError):
-                part = np.empty(0)
-            if part.shape != (size,) or not np.isfinite(part).all():
+                given = np.asarray(task[key])
+            except ValueError:  # lists of different lengths
+                given = np.empty(0, object)
+            part = given.astype(np.float64).reshape(-1) if given.dtype.kind in "fiu" else np.empty(0)
+            if given.ndim > 1 or part.shape != (size,) or not np.isfinite(part).all():
                 raise TaskError(f"{key!r} of a task of {self.env_id} is {size} finite number(s), got {task[key]!r}")
             parts.append(part)
         numbers = np.concatenate(parts)

@@ -73,9 +73,15 @@ def checked_actions(actions: Any, shape: tuple[int, ...]) -> np.ndarray:
     """Actions as float64, before they change anything.
 
     Raises:
-        InputError: another shape, or not finite.
+        InputError: no numbers, another shape, or not finite.
     """
-    actions = np.asarray(actions, np.float64)
+    try:
+        given = np.asarray(actions)
+    except ValueError:  # rows of different lengths
+        given = np.empty(0, object)
+    if given.dtype.kind not in "fiub":
+        raise InputError(f"actions are numbers of shape {shape}, got {actions!r}")
+    actions = given.astype(np.float64)
     if actions.shape != shape:
         raise InputError(f"expected actions of shape {shape}, got {actions.shape}")
     if not np.isfinite(actions).all():

@@ -1,8 +1,8 @@
 """The single meta-environment: Gymnasium's MujocoEnv around a definition."""
 
-import copy
 from typing import Any
 
+import gymnasium
 import mujoco
 import numpy as np
 from gymnasium import spaces
@@ -12,6 +12,7 @@ from gymnasium.utils import EzPickle
 from icrl_agents.envs.definition import MetaEnvDefinition, PhysicsState, Task
 from icrl_agents.envs.markers import follow
 from icrl_agents.envs.outcome import DIVERGENCE, checked_actions, outcome
+from icrl_agents.envs.seeds import checked_seed
 from icrl_agents.envs.task_choice import TaskChoice
 from icrl_agents.errors import TaskError
 
@@ -21,8 +22,9 @@ class MetaEnv(MujocoEnv, EzPickle):
 
     The task survives plain resets and pickling. ``reset(options={"task": ...})`` and :meth:`set_task` give one,
     ``reset(seed=s)`` draws one; see :mod:`icrl_agents.envs.task_choice` for the precedence. ``info["new_task"]`` of a
-    reset says whether a task was given or drawn: then whoever remembers the last one has to forget. An episode whose
-    simulation diverges ends with ``info["diverged"]``, see :mod:`icrl_agents.envs.outcome`. Pictures show the task.
+    reset says whether a task was given or drawn, and at the first one after unpickling is True: then whoever remembers
+    the last one has to forget. An episode whose simulation diverges ends with ``info["diverged"]``, see
+    :mod:`icrl_agents.envs.outcome`. Pictures show the task.
 
     Args:
         task: the task to hold, or None to draw one at the first reset.
@@ -40,6 +42,7 @@ class MetaEnv(MujocoEnv, EzPickle):
         self._choice = TaskChoice(at, task)
         self._expose_task = expose_task
         self._task_vector = np.empty((1, 0))
+        self._begun = False
         space = spaces.Box(-np.inf, np.inf, (at.observation_dim,), np.float64)
         MujocoEnv.__init__(
             self,
@@ -56,14 +59,12 @@ class MetaEnv(MujocoEnv, EzPickle):
 
     @property
     def task(self) -> dict[str, Any]:
-        """The task that holds, for evaluation and sources that may see it.
+        """The task that holds, before the first reset the constructor's, for evaluation and sources that may see it.
 
         Raises:
-            TaskError: no reset has settled one yet.
+            NoTaskYetError: no reset has settled one yet.
         """
-        if self._choice.task is None:
-            raise TaskError("no task holds before the first reset")
-        return copy.deepcopy(self._choice.task)
+        return self._choice.held
 
     def set_task(self, task: Task) -> None:
         """Give the task that holds from the next reset on.
@@ -84,7 +85,9 @@ class MetaEnv(MujocoEnv, EzPickle):
 
         Raises:
             TaskError: an unknown option, or a task that does not fit.
+            InputError: a seed that is not a whole number of at least 0.
         """
+        seed = checked_seed(seed)
         unknown = set(options or ()) - {"task"}
         if unknown:
             raise TaskError(f"unknown reset option(s) {sorted(unknown)}; known: task")
@@ -94,6 +97,7 @@ class MetaEnv(MujocoEnv, EzPickle):
         if new_task:
             self._task_vector = self.definition.task_vector(self.task)[None]
         observation, info = super().reset(seed=seed)
+        self._begun = True
         return observation, {**info, "new_task": new_task}
 
     def reset_model(self) -> np.ndarray:
@@ -111,9 +115,12 @@ class MetaEnv(MujocoEnv, EzPickle):
 
         Raises:
             InputError: an action of another shape, or not finite.
+            ResetNeeded: no reset yet.
         """
         at = self.definition
         actions = checked_actions(action, (self.model.nu,))[None]
+        if not self._begun:
+            raise gymnasium.error.ResetNeeded("cannot step before the first reset")
         before = at.remember(self._state)
         self.data.ctrl[:] = actions[0]
         try:
@@ -141,7 +148,7 @@ class MetaEnv(MujocoEnv, EzPickle):
         at = self.definition
         viewer = self.mujoco_renderer._get_viewer(self.render_mode)  # Gymnasium gives no other way to what it will draw
         follow(viewer.cam, at.camera, self._state.xpos[0])
-        if self._choice.task is not None:
+        if self._begun:
             for marker in at.task_markers(self._state, 0, self._task_vector[0]):
                 viewer.add_marker(**vars(marker))
         return super().render()
@@ -153,9 +160,8 @@ class MetaEnv(MujocoEnv, EzPickle):
         return {"task": self.task} if self._expose_task else {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**EzPickle.__getstate__(self), "task": self._choice.upcoming}
+        return {**EzPickle.__getstate__(self), **self._choice.saved()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         EzPickle.__setstate__(self, state)
-        if state["task"] is not None:
-            self.set_task(state["task"])
+        self._choice.restore(state["task"], state["pending"])

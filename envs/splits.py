@@ -44,6 +44,9 @@ class TaskSplit:
     test: tuple[dict[str, Any], ...]
     content_hash: str
 
+    def __hash__(self) -> int:
+        return hash((self.env_id, self.name, self.content_hash))
+
     def subset(self, name: str) -> tuple[dict[str, Any], ...]:
         """The tasks of ``"train"``, ``"val"`` or ``"test"``.
 
@@ -122,14 +125,18 @@ def split_names(env_id: str) -> tuple[str, ...]:
     return tuple(sorted(name for known, name in _SPLITS if known == env_id))
 
 
-@cache
 def split_of(definition: MetaEnvDefinition, name: str) -> TaskSplit:
-    """A named split.
+    """A named split, the caller's own.
 
     Raises:
         UnknownNameError: the environment has no split of that name.
         TaskError: the split's content is not what was published.
     """
+    return copy.deepcopy(_published(definition, name))
+
+
+@cache
+def _published(definition: MetaEnvDefinition, name: str) -> TaskSplit:
     env_id = definition.env_id
     if (env_id, name) not in _SPLITS:
         raise UnknownNameError(f"split of {env_id}", name, split_names(env_id))

@@ -1,6 +1,5 @@
 """The native vector meta-environment: all rows in one mujoco.batch.Batch, the rest in NumPy over rows."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,8 +16,9 @@ from mujoco.batch import SimulationError as BatchSimulationError
 from icrl_agents.envs.definition import MetaEnvDefinition, PhysicsState, Task
 from icrl_agents.envs.markers import add_markers, follow
 from icrl_agents.envs.outcome import DIVERGENCE, checked_actions, outcome
+from icrl_agents.envs.seeds import checked_seeds
 from icrl_agents.envs.task_choice import TaskChoice
-from icrl_agents.errors import SimulationError, TaskError
+from icrl_agents.errors import ConfigError, InputError, SimulationError, TaskError
 
 _BLANK: dict[str, Any] = {}
 
@@ -33,14 +33,15 @@ class MetaVectorEnv(VectorEnv):
     ``info["final_obs"]`` holds the last one (rows by the mask ``info["_final_obs"]``). Tasks are kept across autoreset.
     An int seed s gives row i the seed s + i. Row i equals the single environment with that seed bit for bit.
     Where a simulation diverges, its episode ends with ``info["diverged"]`` and no other row notices, see
-    :mod:`icrl_agents.envs.outcome`.
+    :mod:`icrl_agents.envs.outcome`. It cannot be pickled: :meth:`get_state` and the tasks say all there is to save.
 
     Args:
         num_envs: n, rows.
         max_episode_steps: horizon in steps; default: the definition's.
         task: one task for every row.
         tasks: one task per row.
-        expose_task: put the tasks into every info under ``"task"``.
+        expose_task: put the tasks into every info under ``"task"`` ``[n]``; where an episode ended, the next one's, and
+            into ``info["final_info"]`` the one that its last reward was paid under.
         num_threads: physics threads; 0 means all cores.
         render_mode: None or ``"rgb_array"``: :meth:`render` gives one picture per row.
         width: of a picture in pixels.
@@ -48,6 +49,7 @@ class MetaVectorEnv(VectorEnv):
 
     Raises:
         TaskError: tasks that do not fit, or not one per row.
+        ConfigError: a number or render mode that has no meaning.
     """
 
     definition: MetaEnvDefinition
@@ -65,15 +67,20 @@ class MetaVectorEnv(VectorEnv):
         width: int = 480,
         height: int = 480,
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs is at least 1, got {num_envs}")
+        for name, number, least in (
+            ("num_envs", num_envs, 1),
+            ("max_episode_steps", self.definition.horizon if max_episode_steps is None else max_episode_steps, 1),
+            ("num_threads", num_threads, 0),
+        ):
+            if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < least:
+                raise ConfigError(f"{name} is a whole number of at least {least}, got {number!r}")
         if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode of a vector env is None or 'rgb_array', got {render_mode!r}")
+            raise ConfigError(f"render_mode of a vector env is None or 'rgb_array', got {render_mode!r}")
         if task is not None and tasks is not None:
             raise TaskError("give task= for every row or tasks= one per row, not both")
         definition = self.definition
         self.num_envs = num_envs
-        self.horizon = max_episode_steps or definition.horizon
+        self.horizon = definition.horizon if max_episode_steps is None else max_episode_steps
         self.render_mode = render_mode
         self.metadata = {
             "autoreset_mode": AutoresetMode.SAME_STEP,
@@ -111,15 +118,12 @@ class MetaVectorEnv(VectorEnv):
 
     @property
     def tasks(self) -> list[dict[str, Any]]:
-        """The tasks that hold, one per row, for evaluation and sources that may see them.
+        """The tasks that hold, before the first reset the constructor's, for evaluation and sources that may see them.
 
         Raises:
-            TaskError: no reset has settled them yet.
+            NoTaskYetError: no reset has settled them yet.
         """
-        held = [choice.task for choice in self._choices]
-        if any(task is None for task in held):
-            raise TaskError("no task holds before the first reset")
-        return [copy.deepcopy(task) for task in held if task is not None]
+        return [choice.held for choice in self._choices]
 
     def set_tasks(self, tasks: Sequence[Task | None]) -> None:
         """Give the tasks, one per row, that hold from each row's next reset on; None leaves a row its own.
@@ -147,6 +151,7 @@ class MetaVectorEnv(VectorEnv):
 
         Raises:
             TaskError: an unknown option, tasks that do not fit, or a mask of another shape.
+            InputError: not one seed per row, or one that is not a whole number of at least 0.
             ResetNeeded: a mask leaves out rows that no reset has begun yet.
         """
         options = options or _BLANK
@@ -154,7 +159,7 @@ class MetaVectorEnv(VectorEnv):
         if unknown:
             raise TaskError(f"unknown reset option(s) {sorted(unknown)}; known: task, tasks, reset_mask")
         mask = self._reset_mask(options.get("reset_mask"))
-        seeds = self._seeds(seed)
+        seeds = checked_seeds(seed, self.num_envs)
         given = options.get("tasks")
         if options.get("task") is not None:
             if given is not None:
@@ -164,7 +169,7 @@ class MetaVectorEnv(VectorEnv):
             self.set_tasks([task if m else None for task, m in zip(self._one_per_row(given), mask, strict=True)])
         new_task = self._begin_episodes(np.flatnonzero(mask), seeds)
         self._last_observations = self.definition.observe(self._state)
-        return self._last_observations.copy(), {"new_task": new_task, **self._exposed()}
+        return self._last_observations.copy(), {"new_task": new_task, "_new_task": mask.copy(), **self._exposed()}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One step of every row.
@@ -193,7 +198,8 @@ class MetaVectorEnv(VectorEnv):
         done = after.terminated | truncated
         if done.any():
             info["final_obs"], info["_final_obs"] = observations, done
-            info["final_info"], info["_final_info"] = _by_row(after.infos, done), done
+            paid_under = {"task": self._exposed()["task"]} if self._expose_task else {}
+            info["final_info"], info["_final_info"] = _by_row({**after.infos, **paid_under}, done), done
             info["new_task"], info["_new_task"] = self._begin_episodes(np.flatnonzero(done), None), done
             observations = np.where(done[:, None], at.observe(self._state), observations)
         self._last_observations = observations
@@ -246,8 +252,14 @@ class MetaVectorEnv(VectorEnv):
 
         Raises:
             ResetNeeded: no reset yet, so that no tasks hold.
+            InputError: the state of another number of rows or of another environment; then nothing is changed.
         """
         self._require_reset("continue from a state")
+        own = self.get_state()
+        for name, part in own.items():
+            if name not in state or np.shape(state[name]) != part.shape:
+                got = f"of shape {np.shape(state[name])}" if name in state else "missing"
+                raise InputError(f"{name!r} of a state of {self.num_envs} rows has shape {part.shape}, is {got}")
         for name in _PHYSICS:
             self._batch.bind(name)[:] = state[name]
         self._elapsed[:] = state["elapsed"]
@@ -309,17 +321,12 @@ class MetaVectorEnv(VectorEnv):
             self._require_reset("reset some rows")
         return mask
 
-    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
-        if seed is None:
-            return [None] * self.num_envs
-        if isinstance(seed, int | np.integer):
-            return [int(seed) + row for row in range(self.num_envs)]
-        if len(seed) != self.num_envs:
-            raise ValueError(f"expected {self.num_envs} seeds, one per row, got {len(seed)}")
-        return list(seed)
-
-    def _exposed(self) -> dict[str, Any]:
-        return {"task": self.tasks, "_task": self._everywhere} if self._expose_task else {}
+    def _exposed(self) -> dict[str, np.ndarray]:
+        if not self._expose_task:
+            return {}
+        tasks = np.empty(self.num_envs, object)  # as Gymnasium's vector environments give what is no number
+        tasks[:] = self.tasks
+        return {"task": tasks, "_task": self._everywhere}
 
 
 def _by_row(infos: Mapping[str, np.ndarray], mask: np.ndarray) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 IcrlError
 ├── ConfigError           (ValueError)   a config.json or option that is unknown, missing or contradictory
 ├── TaskError             (ValueError)   a task, split or list of tasks that does not fit the environment
+│   └── NoTaskYetError    (AttributeError) a task was asked for before the first reset settled one
 ├── UnknownNameError      (LookupError)  an agent, env, split, backbone or preset nobody registered; lists what exists
 ├── InputError            (ValueError)   an observation, reward or mask of the wrong shape, or not finite
 ├── CallOrderError        (RuntimeError) agent methods called in an order that has no meaning
@@ -29,6 +30,10 @@ class ConfigError(IcrlError, ValueError):
 
 class TaskError(IcrlError, ValueError):
     """A task, split or list of tasks that does not fit the environment."""
+
+
+class NoTaskYetError(TaskError, AttributeError):
+    """A task was asked for before the first reset settled one; to ``hasattr`` there is none."""
 
 
 class UnknownNameError(IcrlError, LookupError):

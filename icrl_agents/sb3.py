@@ -23,7 +23,7 @@ _NOT_OF_THE_STEP = ("final_obs", "final_info", "new_task")
 
 
 class MetaVecEnv(VecEnv):
-    """A Gymnasium vector environment with autoreset SAME_STEP, as a stable-baselines3 ``VecEnv``.
+    """A native vector meta-environment as a stable-baselines3 ``VecEnv``.
 
     It gives what a ``DummyVecEnv`` of the single environments gives, bit for bit: rewards ``[n]`` float32, infos with
     ``terminal_observation`` and ``TimeLimit.truncated``, ``reset_infos``. Wrap it in a ``VecMonitor`` where
@@ -34,17 +34,23 @@ class MetaVecEnv(VecEnv):
     tasks of the next ``reset()``.
 
     Args:
-        env: n rows; :class:`~icrl_agents.VectorExperienceObservation` and :class:`~icrl_agents.VectorTrialWrapper` may
-            be around it. It is closed with this one.
+        env: n rows, with autoreset SAME_STEP, ``tasks`` and ``set_tasks``, as :class:`icrl_agents.envs.MetaVectorEnv`;
+            :class:`~icrl_agents.VectorExperienceObservation` and :class:`~icrl_agents.VectorTrialWrapper` may be around
+            it. It is closed with this one.
 
     Raises:
-        ConfigError: another autoreset mode.
+        ConfigError: another autoreset mode, or no native vector meta-environment.
     """
 
     def __init__(self, env: VectorEnv) -> None:
         mode = env.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
             raise ConfigError(f"expected autoreset mode SAME_STEP, got {mode}")
+        if not all(hasattr(type(env.unwrapped), name) for name in ("tasks", "set_tasks")):
+            raise ConfigError(
+                f"expected a native vector meta-environment, which has tasks and set_tasks, got {env.unwrapped}; "
+                "single environments are for stable-baselines3's own DummyVecEnv"
+            )
         self.env = env
         self._actions = np.empty(0)
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
@@ -80,11 +86,14 @@ class MetaVecEnv(VecEnv):
         infos = _by_row(info, self.num_envs)
         for row, cut in enumerate((truncated & ~terminated).tolist()):
             infos[row]["TimeLimit.truncated"] = cut
+        paid_under = info.get("final_info", {}).get("task")
         final = np.flatnonzero(info["_final_obs"]).tolist() if "final_obs" in info else ()
         for row in final:
             last = np.array(info["final_obs"][row])
             if dones[row]:
                 infos[row]["terminal_observation"] = last
+                if paid_under is not None:
+                    infos[row]["task"] = paid_under[row]
                 self.reset_infos[row] = {name: info[name][row] for name in ("task",) if name in info}
                 self.reset_infos[row]["new_task"] = bool(info["new_task"][row]) if "new_task" in info else False
             else:  # an episode within a trial

@@ -11,7 +11,8 @@ The observation of :class:`ExperienceObservation` is the raw token of :class:`~i
 episode ends, can learn a task over several. The two wrap each other in either order, with the same tokens.
 """
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -22,11 +23,15 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
 from icrl_agents.envs import Task
+from icrl_agents.envs.seeds import checked_seed, checked_seeds
 from icrl_agents.errors import ConfigError, TaskError
 from icrl_agents.tokens import TokenLayout
 
 _TRIAL_STREAM = 0x7121
 """Keeps the stream of the seeds of later trials apart from what else one seed begins."""
+
+
+_TASK_WITHIN_TRIAL = "a new task began within a trial, which is of one task; give it by {}, for the next trial"
 
 
 class ExperienceObservation(gymnasium.Wrapper, RecordConstructorArgs):
@@ -172,12 +177,17 @@ class TrialWrapper(gymnasium.Wrapper, RecordConstructorArgs):
         """Give the task of the next trial; the one that runs keeps its own.
 
         Raises:
-            TaskError: it does not fit the environment.
+            TaskError: it does not fit the environment; one without a ``definition`` is asked at the next reset.
         """
-        self._given = self.get_wrapper_attr("definition").canonical_task(task)
+        self._given = _own_task(self.unwrapped, task)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin a trial; see :meth:`gymnasium.Env.reset`. ``seed`` determines all trials to come, too."""
+        """Begin a trial; see :meth:`gymnasium.Env.reset`. ``seed`` determines all trials to come, too.
+
+        Raises:
+            InputError: a seed that is not a whole number of at least 0.
+        """
+        seed = checked_seed(seed)
         if seed is not None:
             self._seeds = _trial_seeds(seed)
         else:
@@ -191,14 +201,20 @@ class TrialWrapper(gymnasium.Wrapper, RecordConstructorArgs):
         return observation, {**info, "new_task": True}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Take a step; see :meth:`gymnasium.Env.step`."""
+        """Take a step; see :meth:`gymnasium.Env.step`.
+
+        Raises:
+            TaskError: the environment began an episode within the trial with a new task.
+        """
         observation, reward, terminated, truncated, info = self.env.step(action)
         ended = bool(terminated or truncated)
         info = {**info, "episode_end": ended}
         if ended and self._episode < self.episodes:
             self._episode += 1
             info["final_obs"] = observation
-            observation, _ = self.env.reset()
+            observation, begun = self.env.reset()
+            if begun.get("new_task", False):
+                raise TaskError(_TASK_WITHIN_TRIAL.format("TrialWrapper.set_task"))
             terminated = truncated = False
         return observation, reward, terminated, truncated, info
 
@@ -236,11 +252,7 @@ class VectorTrialWrapper(VectorWrapper):
         Raises:
             TaskError: they do not fit the environment or are not one per row; then nothing is changed.
         """
-        if len(tasks) != self.num_envs:
-            raise TaskError(f"expected a list of {self.num_envs} tasks, one per row, got {len(tasks)}")
-        base: Any = self.unwrapped
-        canonical = base.definition.canonical_task
-        checked = [None if task is None else canonical(task) for task in tasks]
+        checked = self._one_per_row(tasks)
         self._given = [old if new is None else new for old, new in zip(self._given, checked, strict=True)]
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -248,22 +260,27 @@ class VectorTrialWrapper(VectorWrapper):
 
         Raises:
             TaskError: tasks that do not fit, or a mask of another shape.
+            InputError: not one seed per row, or one that is not a whole number of at least 0.
         """
         options = dict(options or {})
-        mask = np.asarray(options.pop("reset_mask", self._everywhere))
+        mask = options.pop("reset_mask", None)
+        mask = self._everywhere if mask is None else np.asarray(mask)
         if mask.shape != (self.num_envs,) or mask.dtype != bool or not mask.any():
             raise TaskError(f"reset_mask is {self.num_envs} booleans, at least one True, got {mask!r}")
-        seeds = [seed] * self.num_envs if seed is None else seed
-        if isinstance(seed, int | np.integer):
-            seeds = [int(seed) + row for row in range(self.num_envs)]
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"expected {self.num_envs} seeds, one per row, got {len(seeds)}")
-        return self._begin_trials(mask, seeds, options)
+        if options.get("tasks") is not None:
+            options["tasks"] = self._one_per_row(options["tasks"])
+        return self._begin_trials(mask, checked_seeds(seed, self.num_envs), options)
 
     def step(self, actions: Any) -> tuple[np.ndarray, Any, Any, Any, dict[str, Any]]:
-        """Take a step in every row."""
+        """Take a step in every row.
+
+        Raises:
+            TaskError: the environment began an episode within a trial with a new task.
+        """
         observations, rewards, terminated, truncated, info = self.env.step(actions)
         ended = terminated | truncated
+        if "new_task" in info and (ended & info["new_task"]).any():
+            raise TaskError(_TASK_WITHIN_TRIAL.format("VectorTrialWrapper.set_tasks"))
         over = ended & (self._episode == self.episodes)
         self._episode[ended] += 1
         info = {**info, "episode_end": ended, "_episode_end": self._everywhere.copy()}
@@ -273,6 +290,13 @@ class VectorTrialWrapper(VectorWrapper):
             observations = np.where(over[:, None], begun, observations)
             info = {**info, **begun_info}
         return observations, rewards, terminated & over, truncated & over, info
+
+    def _one_per_row(self, tasks: Any) -> list[dict[str, Any] | None]:
+        """The tasks, checked and copied."""
+        if isinstance(tasks, Mapping) or not isinstance(tasks, Sequence) or len(tasks) != self.num_envs:
+            got = f"{len(tasks)}" if isinstance(tasks, Sequence) else f"a {type(tasks).__name__}"
+            raise TaskError(f"expected a list of {self.num_envs} tasks, one per row, got {got}")
+        return [None if task is None else _own_task(self.unwrapped, task) for task in tasks]
 
     def _begin_trials(
         self, mask: np.ndarray, seeds: Sequence[int | None], options: dict[str, Any]
@@ -299,6 +323,12 @@ def _checked_episodes(episodes: int) -> int:
     if not isinstance(episodes, int | np.integer) or episodes < 1:
         raise ConfigError(f"episodes of a trial are a whole number of at least 1, got {episodes!r}")
     return int(episodes)
+
+
+def _own_task(env: Any, task: Task) -> dict[str, Any]:
+    """A task as an environment's definition writes it, where it has one."""
+    definition = getattr(env, "definition", None)
+    return copy.deepcopy(dict(task)) if definition is None else definition.canonical_task(task)
 
 
 def _trial_seeds(seed: int) -> np.random.Generator:

@@ -169,20 +169,25 @@ def test_other_autoreset_modes_are_refused():
         MetaVecEnv(vector)
 
 
-def test_gymnasiums_own_vector_env_serves_as_well():
-    makers = [lambda: gymnasium.make(REACHER, max_episode_steps=3)] * 2
-    vector = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
-    with closing(MetaVecEnv(vector)) as ours:
-        for env in (ours, theirs := single(max_episode_steps=3)):
-            env.seed(2)
-        np.testing.assert_array_equal(ours.reset(), theirs.reset())
-        for _ in range(7):
-            (*found, infos), (*expected, their_infos) = ours.step(np.zeros((2, 2))), theirs.step(np.zeros((2, 2)))
-            for one, other in zip(found, expected, strict=True):
-                np.testing.assert_array_equal(one, other)
-            for one, other in zip(infos, their_infos, strict=True):
-                assert one["TimeLimit.truncated"] == other["TimeLimit.truncated"]
-                assert ("terminal_observation" in one) == ("terminal_observation" in other)
+def test_single_environments_side_by_side_are_refused():
+    vector = SyncVectorEnv([lambda: gymnasium.make(REACHER)], autoreset_mode=AutoresetMode.SAME_STEP)
+    with closing(vector), pytest.raises(ConfigError, match=r"native vector meta-environment.* DummyVecEnv"):
+        MetaVecEnv(vector)
+
+
+def test_an_episodes_last_info_has_the_task_it_was_paid_under():
+    first, second = sample_tasks(REACHER, 2, seed=0)
+    options = {"task": first, "max_episode_steps": 2, "expose_task": True}
+    with closing(native(**options)) as ours:
+        for env in (ours, theirs := single(**options)):
+            env.seed(0)
+            env.reset()
+            env.env_method("set_task", second, indices=[1])
+            env.step(np.zeros((2, 2)))
+        infos, expected = (env.step(np.zeros((2, 2)))[3] for env in (ours, theirs))
+        assert [info["task"] for info in infos] == [info["task"] for info in expected] == [first, first]
+        assert_same_infos(ours.reset_infos, theirs.reset_infos)
+        assert [info["task"] for info in ours.reset_infos] == [first, second]
 
 
 def test_pictures_are_tiled():

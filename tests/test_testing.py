@@ -251,6 +251,43 @@ class TellsInInfoOfReset(ReacherGoalEnv):
         return observation, {**info, "x": self.task["goal"][0]}
 
 
+class TellsInALayerOfLists(ReacherGoalEnv):
+    def step(self, action):
+        *rest, info = super().step(action)
+        told = np.empty(1, object)
+        told[0] = ({"x": [np.float32(self.task["goal"][1])]},)
+        return *rest, {**info, "debug": told}
+
+
+class LeaksInLaterEpisodes(ReacherGoalEnv):
+    steps = 0
+
+    def step(self, action):
+        self.steps += 1
+        observation, *rest = super().step(action)
+        return observation + (1e-9 * self.task["goal"][0] if self.steps > HORIZON + 1 else 0.0), *rest
+
+
+class KeepsTasksAsGiven(ReacherGoalEnv):
+    """Pickled, as if for the next reset: no seed replaces them there."""
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        return {**state, "pending": state["pending"] or state["task"]}
+
+
+class CopiesAreNotNew(ReacherGoalEnv):
+    copied = False
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.copied = True
+
+    def reset(self, **arguments):
+        observation, info = super().reset(**arguments)
+        return observation, {**info, "new_task": info["new_task"] and not self.copied}
+
+
 class NeverExposes(ReacherGoalEnv):
     def _exposed(self):
         return {}
@@ -332,7 +369,7 @@ class IgnoresOptions(ReacherGoalEnv):
 class TakesTasksAtOnce(ReacherGoalEnv):
     def set_task(self, task):
         super().set_task(task)
-        self._choice.task = copy.deepcopy(self._choice.upcoming)
+        self._choice.task = copy.deepcopy(self._choice.saved()["pending"])
 
 
 class SeedsOverrideSetTask(ReacherGoalEnv):
@@ -434,6 +471,10 @@ class RefusesNoOption(ReacherGoalEnv):
         (EndsWhereTheTaskSays, "ends of episodes betray the task: at step"),
         (TellsInInfo, r"info\['debug'\] of a step betrays the task"),
         (TellsInInfoOfReset, r"info\['x'\] of a reset betrays the task"),
+        (TellsInALayerOfLists, r"info\['debug'\] of a step betrays the task"),
+        (LeaksInLaterEpisodes, "observations betray the task: at step 2 of equal actions"),
+        (KeepsTasksAsGiven, "a seed draws another task after pickling"),
+        (CopiesAreNotNew, "the first reset after pickling, is True; got False"),
         (NeverExposes, "expose_task=True puts the task into"),
         (PickledWithoutItsTask, "pickling lost the drawn task"),
         (PickledWithoutItsOptions, "pickling lost the option expose_task"),

@@ -19,7 +19,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from icrl_agents import ExperienceObservation, TrialWrapper, VectorExperienceObservation, VectorTrialWrapper
 from icrl_agents.envs import sample_tasks
-from icrl_agents.errors import ConfigError, TaskError
+from icrl_agents.errors import ConfigError, InputError, TaskError
 from icrl_agents.sb3 import MetaVecEnv
 from icrl_agents.tokens import TokenLayout
 
@@ -356,6 +356,50 @@ def test_given_tasks_of_rows_hold_for_whole_trials():
             env.reset(options={"reset_mask": mask})
     with pytest.raises(ValueError, match="seeds"):
         env.reset(seed=[1])
+
+
+def test_a_task_given_past_the_wrapper_within_a_trial_is_refused():
+    own, other = sample_tasks(REACHER, 2, seed=0)
+    env = TrialWrapper(gymnasium.make(REACHER, task=own, max_episode_steps=1), episodes=2)
+    env.reset(seed=0)
+    env.unwrapped.set_task(other)
+    with pytest.raises(TaskError, match=r"TrialWrapper\.set_task\b"):
+        env.step(np.zeros(2))
+    rows = VectorTrialWrapper(gymnasium.make_vec(REACHER, num_envs=2, task=own, max_episode_steps=1), episodes=2)
+    rows.reset(seed=0)
+    rows.unwrapped.set_tasks([None, other])
+    with pytest.raises(TaskError, match=r"VectorTrialWrapper\.set_tasks\b"):
+        rows.step(np.zeros((2, 2)))
+
+
+def test_tasks_of_environments_without_a_definition_are_given_as_they_are():
+    class Told(Counter):
+        def reset(self, *, seed=None, options=None):
+            self.told = options
+            return super().reset(seed=seed)
+
+    env, task = TrialWrapper(Told(), episodes=2), {"level": 3}
+    env.set_task(task)
+    task["level"] = 4
+    env.reset()
+    assert env.unwrapped.told == {"task": {"level": 3}}
+
+
+def test_what_a_reset_of_trials_refuses_changes_nothing():
+    tasks = sample_tasks(REACHER, 2, seed=0)
+    env, other = (VectorTrialWrapper(gymnasium.make_vec(REACHER, num_envs=2), episodes=2) for _ in range(2))
+    for each in (env, other):
+        each.reset(seed=0, options={"reset_mask": None})
+    for options in ({"tasks": tasks[:1]}, {"tasks": dict(enumerate(tasks))}, {"tasks": [tasks[0], {"gaol": 1}]}):
+        with pytest.raises(TaskError):
+            env.reset(seed=5, options=options)
+        with pytest.raises(TaskError):
+            env.set_tasks(options["tasks"])
+    for seed in (-1, 1.5, "12", [1], [0, -1]):
+        with pytest.raises(InputError, match="seed"):
+            env.reset(seed=seed)
+    np.testing.assert_array_equal(env.reset()[0], other.reset()[0])
+    assert env.unwrapped.tasks == other.unwrapped.tasks
 
 
 def test_one_seed_determines_all_trials_to_come():

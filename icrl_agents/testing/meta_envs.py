@@ -3,7 +3,7 @@
 import json
 import math
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,10 +33,11 @@ def check_meta_env(
     - Same seed and actions, same experience. Other seeds, other tasks.
     - Precedence at a reset: ``options={"task": ...}`` or ``set_task``, constructor ``task=``, draw by ``seed=``, task
       from before. ``info["new_task"]`` says whether a task was given or drawn. What does not fit is a ``TaskError``.
-    - The task is hidden: initial states do not depend on it, two tasks and equal actions give equal observations for a
-      whole episode, no info betrays it without ``expose_task=True``. Where the definition says ``task_in_physics``,
+    - The task is hidden: initial states do not depend on it, two tasks and equal actions give equal observations over
+      two episodes, no info betrays it without ``expose_task=True``. Where the definition says ``task_in_physics``,
       observations are equal until a contact begins or ends.
-    - Pickling keeps the task and all options; the ``EnvSpec`` survives JSON.
+    - Pickling keeps the task, as what it was, and all options; the first reset after it says ``new_task``. The
+      ``EnvSpec`` survives JSON.
     - Vector: row i equals the single environment of seed s + i bit for bit over two episodes, with autoreset SAME_STEP,
       ``final_obs`` and the task kept; ``tasks`` are one per row; ``reset_mask`` touches no other row.
 
@@ -244,12 +245,21 @@ class _SingleCheck:
         require(rewards_differ, "no reward of an episode depends on the task")
 
     def _observations_are_equal(self, env: Any, twin: Any) -> bool:
-        """Whether rewards differ while observations are equal."""
+        """Whether rewards differ while observations are equal, over two episodes."""
+        differ = False
+        rng = self.rng()
+        for seed in (self.seed, None):
+            (a, _), (b, _) = env.reset(seed=seed), twin.reset(seed=seed)
+            if not np.array_equal(a, b):
+                raise AssertionError(f"initial observations betray the task: under two tasks they are {a} and {b}")
+            differ |= self._episodes_are_equal(env, twin, rng)
+        return differ
+
+    def _episodes_are_equal(self, env: Any, twin: Any, rng: np.random.Generator) -> bool:
+        """The same for the episode that has begun."""
         touching = getattr(getattr(env.unwrapped, "definition", None), "task_in_physics", False)
-        env.reset(seed=self.seed)
-        twin.reset(seed=self.seed)
         contacts = (_contacts(env), _contacts(twin))
-        rng, done, differ = self.rng(), False, False
+        differ = False
         for t in range(LONGEST_EPISODE):
             action = self.action(env, rng)
             (a, reward, *ends, _), (b, other_reward, *other_ends, _) = env.step(action), twin.step(action)
@@ -263,8 +273,7 @@ class _SingleCheck:
                 raise AssertionError(
                     f"{what} betray the task{until}: at step {t + 1} of equal actions under two tasks they are {found}"
                 )
-            done = any(ends)
-            if done:
+            if any(ends):
                 break
         return differ
 
@@ -278,7 +287,7 @@ class _SingleCheck:
                     good = info.get("task") == env.unwrapped.task
                     require(good, f'expose_task=True puts the task into info["task"] of {where}')
                 else:
-                    name = _betrays(info, env.unwrapped.task)
+                    name = _betrays(info, self.secrets(env, env.unwrapped.task))
                     require(name is None, f"info[{name!r}] of {where} betrays the task without expose_task=True")
                 if done:
                     break
@@ -295,8 +304,13 @@ class _SingleCheck:
                 expected = self.tasks[2]
                 env.unwrapped.set_task(expected)
             copy = pickle.loads(pickle.dumps(env))
-            copy.reset()
+            _, info = copy.reset()
+            _new_task(info, True, "the first reset after pickling")
             require(copy.unwrapped.task == expected, f"pickling lost the {how} task {expected}: {copy.unwrapped.task}")
+            copy = pickle.loads(pickle.dumps(env))
+            for one in (env, copy):
+                one.reset(seed=self.seed + 1)
+            require(copy.unwrapped.task == env.unwrapped.task, "a seed draws another task after pickling than before")
         exposing = pickle.loads(pickle.dumps(self.make(expose_task=True)))
         require("task" in exposing.reset(seed=self.seed)[1], "pickling lost the option expose_task")
 
@@ -312,6 +326,12 @@ class _SingleCheck:
         again: Any = gymnasium.make(spec)
         again.reset(seed=self.seed)
         require(again.unwrapped.task == self.tasks[1], "an environment made again from its EnvSpec has another task")
+
+    def secrets(self, env: Any, task: Mapping[str, Any]) -> list[np.ndarray]:
+        """What no info may hold: the numbers of a task, and those that its rewards are computed from."""
+        definition = getattr(env.unwrapped, "definition", None)
+        vector = [] if definition is None else [definition.task_vector(task)]
+        return [np.atleast_1d(np.asarray(secret)) for secret in (*task.values(), *vector)]
 
     def rng(self) -> np.random.Generator:
         """Of the actions, the same whenever asked."""
@@ -439,7 +459,8 @@ class _VectorCheck:
                     good = "task" in info and list(info["task"]) == env.unwrapped.tasks
                     require(good, f"expose_task=True puts the tasks of all rows into info[task] of {where}")
                 else:
-                    name = next((n for n in map(partial(_betrays, info), env.unwrapped.tasks) if n), None)
+                    secrets = [s for task in env.unwrapped.tasks for s in self.single.secrets(env, task)]
+                    name = _betrays(info, secrets)
                     require(name is None, f"info[{name!r}] of {where} of the vector environment betrays the tasks")
                 if ended:
                     break
@@ -483,18 +504,22 @@ def _contacts(env: Any) -> set[tuple[int, int]] | None:
     return {(int(a), int(b)) for a, b in data.contact.geom}
 
 
-def _betrays(info: Mapping[str, Any], task: Mapping[str, Any]) -> str | None:
-    """The entry of ``info``, however deep, that is called ``task`` or holds its numbers; None if there is none."""
-    for name, value in info.items():
-        inside = _betrays(value, task) if isinstance(value, Mapping) else None
-        if inside is not None or name == "task" or any(_holds(value, secret) for secret in task.values()):
-            return name
-    return None
+def _betrays(info: Mapping[str, Any], secrets: Sequence[np.ndarray]) -> str | None:
+    """The entry of ``info`` that is called ``task`` or holds, however deep, a number of a secret; None without one."""
+    return next((name for name, value in info.items() if name == "task" or _holds(value, secrets)), None)
 
 
-def _holds(found: Any, secret: Any) -> bool:
-    """Whether floats contain a number of a task; whole ones, such as 0, are no evidence."""
-    array, numbers = (np.atleast_1d(np.asarray(value)) for value in (found, secret))
-    if array.dtype.kind != "f" or numbers.dtype.kind != "f":
+def _holds(found: Any, secrets: Sequence[np.ndarray]) -> bool:
+    """Whether floats contain a number of a secret, also rounded to float32; whole ones, such as 0, are no evidence."""
+    if isinstance(found, Mapping):
+        return _betrays(found, secrets) is not None
+    if isinstance(found, np.ndarray) and found.dtype == object:
+        found = found.ravel().tolist()
+    if isinstance(found, list | tuple):
+        return any(_holds(part, secrets) for part in found)
+    array = np.asarray(found)
+    if array.dtype.kind != "f":
         return False
-    return bool(np.isin(array, numbers[numbers != np.round(numbers)]).any())
+    numbers = np.concatenate([secret for secret in secrets if secret.dtype.kind == "f"] or [np.empty(0)])
+    numbers = numbers[numbers != np.round(numbers)]
+    return bool(np.isclose(array.reshape(-1, 1), numbers, rtol=1e-6, atol=0.0).any())

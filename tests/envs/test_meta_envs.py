@@ -25,7 +25,7 @@ from icrl_agents.envs import (
     sample_tasks,
     short_name,
 )
-from icrl_agents.errors import TaskError, UnknownNameError
+from icrl_agents.errors import ConfigError, InputError, TaskError, UnknownNameError
 
 pytestmark = pytest.mark.parametrize("env_id", env_ids())
 
@@ -190,13 +190,100 @@ def test_task_survives_pickling(env_id: str) -> None:
     env = single(env_id)
     env.reset(seed=4)
     copy = pickle.loads(pickle.dumps(env))
-    copy.reset()
+    assert copy.task == env.task
+    _, info = copy.reset()
+    assert copy.task == env.task
+    assert info["new_task"]  # whoever acts in a copy has seen nothing of it
+    assert not copy.reset()[1]["new_task"]
+    copy.reset(seed=5)
+    env.reset(seed=5)
     assert copy.task == env.task
     (later,) = sample_tasks(env_id, 1, seed=77)
     env.set_task(later)
     copy = pickle.loads(pickle.dumps(env))
     copy.reset()
     assert copy.task == later
+
+
+def test_pickling_keeps_the_precedence_of_tasks(env_id: str) -> None:
+    constructed, given_task, pending = sample_tasks(env_id, 3, seed=0)
+    env = single(env_id, task=constructed)
+    assert env.task == constructed  # before any reset
+    env.reset(options={"task": given_task})
+    copy = pickle.loads(pickle.dumps(env))
+    assert copy.task == given_task
+    copy.reset(seed=0)
+    assert copy.task == constructed
+    env.set_task(pending)
+    copy = pickle.loads(pickle.dumps(env))
+    assert copy.task == given_task
+    copy.reset(seed=0)
+    assert copy.task == pending
+
+
+def test_a_last_step_tells_the_task_that_it_was_paid_under(env_id: str) -> None:
+    tasks = sample_tasks(env_id, 4, seed=8)
+    env = vector(env_id, 2, tasks=tasks[:2], expose_task=True, max_episode_steps=2)
+    _, info = env.reset(seed=0)
+    assert info["task"].tolist() == tasks[:2]
+    assert info["_new_task"].all()
+    env.set_tasks([None, tasks[3]])
+    for _ in range(2):
+        *_, info = env.step(np.zeros(env.action_space.shape))
+    assert info["final_info"]["task"].tolist() == tasks[:2]
+    assert info["final_info"]["_task"].all()
+    assert info["task"].tolist() == [tasks[0], tasks[3]]
+
+
+@pytest.mark.parametrize(
+    "seed", [-1, 1.5, True, "12", "3", [1], [0, -1], [0, 1.0], np.array(2.0), np.zeros((2, 2), int)]
+)
+def test_seeds_that_are_none_are_refused_and_change_nothing(env_id: str, seed: Any) -> None:
+    task = sample_tasks(env_id, 1, seed=0)[0]
+    for env, other in ((single(env_id), single(env_id)), (vector(env_id, 2), vector(env_id, 2))):
+        for each in (env, other):
+            each.reset(seed=np.int64(3))
+        with pytest.raises(InputError, match="seed"):
+            env.reset(seed=seed, options={"task": task})
+        np.testing.assert_array_equal(env.reset()[0], other.reset()[0])
+        held = [each.task if isinstance(each, MetaEnv) else each.tasks for each in (env, other)]
+        assert held[0] == held[1]
+
+
+def test_seeds_of_numpy_are_as_good_as_pythons(env_id: str) -> None:
+    env = vector(env_id, 2)
+    expected, _ = env.reset(seed=3)
+    for seed in (np.int64(3), np.arange(3, 5), [np.int32(3), 4]):
+        np.testing.assert_array_equal(env.reset(seed=seed)[0], expected)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(single(env_id).reset(seed=np.uint8(3))[0], expected[0])  # type: ignore[arg-type]
+
+
+def test_numbers_and_actions_without_meaning_are_refused(env_id: str) -> None:
+    for option in (
+        {"max_episode_steps": 0},
+        {"max_episode_steps": 2.5},
+        {"num_threads": -1},
+        {"num_envs": 0},
+    ):
+        with pytest.raises(ConfigError, match=next(iter(option))):
+            type(vector(env_id, 1))(**option)
+    one, many = single(env_id), vector(env_id, 2)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        one.step(np.zeros(one.action_space.shape))
+    one.reset(seed=0)
+    many.reset(seed=0)
+    for env in (one, many):
+        for action in ("left", np.full(env.action_space.shape, "1"), [[1], [1, 2]], None):
+            with pytest.raises(InputError, match="shape"):
+                env.step(action)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="rows"):
+        many.set_state(vector_state(env_id, 3))
+
+
+def vector_state(env_id: str, rows: int) -> dict[str, np.ndarray]:
+    env = vector(env_id, rows)
+    env.reset(seed=0)
+    return env.get_state()
 
 
 def test_vector_tasks_are_kept_across_autoreset(env_id: str) -> None:
@@ -240,10 +327,29 @@ def test_saved_state_continues_bit_for_bit(env_id: str) -> None:
             np.testing.assert_array_equal(ours, theirs)
 
 
+def unfit(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """A task's numbers as text, as truth values, as complex ones and in a list too many."""
+    ways: tuple[Callable[[Any], Any], ...] = (
+        lambda value: np.asarray(value).astype(str).tolist(),
+        lambda value: np.ones(np.shape(value), bool).tolist(),
+        lambda value: np.asarray(value, complex),
+        lambda value: [np.atleast_1d(value).tolist()],
+    )
+    return [{key: way(value) for key, value in task.items()} for way in ways]
+
+
 def test_bad_tasks_and_options_are_refused_and_change_nothing(env_id: str) -> None:
     good = sample_tasks(env_id, 2, seed=0)
     key = next(iter(good[0]))
-    for bad in ({}, {"nonsense": 1.0}, {**good[0], "more": 1}, {key: "text"}, {key: float("nan")}, [1, 2]):
+    for bad in (
+        {},
+        {"nonsense": 1.0},
+        {**good[0], "more": 1},
+        {key: "text"},
+        {key: float("nan")},
+        [1, 2],
+        *unfit(good[0]),
+    ):
         with pytest.raises(TaskError, match="task of"):
             single(env_id, task=bad)  # type: ignore[arg-type]
     env = vector(env_id, 2, tasks=good)
@@ -264,8 +370,10 @@ def test_bad_tasks_and_options_are_refused_and_change_nothing(env_id: str) -> No
         assert env.tasks == good
     with pytest.raises(TaskError, match="not both"):
         vector(env_id, 2, task=good[0], tasks=good)
-    with pytest.raises(TaskError, match="before the first reset"):
-        _ = single(env_id).task
+    for new, name in ((single(env_id), "task"), (vector(env_id, 2), "tasks")):
+        assert not hasattr(new, name)
+        with pytest.raises(TaskError, match="before the first reset"):
+            getattr(new, name)
     with pytest.raises(ValueError, match="shape"):
         env.step(np.zeros((3, 2)))
 

@@ -40,6 +40,25 @@ def test_an_id_is_registered_once(env_id: str) -> None:
             register_meta_env(taken, *PLACES, horizon=50)
 
 
+@pytest.mark.parametrize(
+    ("name", "horizon", "message"),
+    [
+        ("Reacher-v0", 50, "namespace/Name-v0"),
+        ("own/Reacher", 50, "namespace/Name-v0"),
+        ("own/Rea cher-v0", 50, "namespace/Name-v0"),
+        (None, 50, "namespace/Name-v0"),
+        ("icrl/ReacherGoal-v1", 50, "short name 'reacher-goal'"),
+        ("own/Reacher-v0", 0, "horizon"),
+        ("own/Reacher-v0", 1.5, "horizon"),
+    ],
+)
+def test_what_cannot_be_registered_leaves_no_trace(name: str, horizon: int, message: str) -> None:
+    before = env_ids(), set(gymnasium.registry)
+    with pytest.raises(ConfigError, match=message):
+        register_meta_env(name, *PLACES, horizon=horizon)
+    assert (env_ids(), set(gymnasium.registry)) == before
+
+
 @pytest.mark.parametrize("place", [ReacherGoalEnv, "icrl_agents.envs.reacher_goal"])
 def test_entry_points_are_strings(env_id: str, place: object) -> None:
     with pytest.raises(ConfigError, match="module:Class"):

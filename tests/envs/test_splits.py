@@ -89,6 +89,14 @@ def test_another_content_is_refused() -> None:
         split_of(Drifted(), "paper")
 
 
+def test_a_split_is_the_callers_own_and_can_be_a_key() -> None:
+    split = task_split("icrl/AntDir-v0", "paper")
+    again = task_split("icrl/AntDir-v0", "paper")
+    assert {split: 1}[again] == 1
+    split.val[0]["direction"] = 0.0
+    assert task_split("icrl/AntDir-v0", "paper").val == again.val != split.val
+
+
 def test_a_subset_is_the_callers_own() -> None:
     split = task_split("icrl/AntDir-v0", "paper")
     split.subset("val")[0]["direction"] = 0.0
