@@ -25,9 +25,9 @@ def spy_on(agent, monkeypatch):
     """The tokens [R, T] of each call of the model's step, as a growing list."""
     seen, step = [], agent.model.step
 
-    def recording(tokens, carry):
+    def recording(tokens, carry, **options):
         seen.append(tokens.numpy().copy())
-        return step(tokens, carry)
+        return step(tokens, carry, **options)
 
     monkeypatch.setattr(agent.model, "step", recording)
     return seen

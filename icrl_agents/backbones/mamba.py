@@ -18,8 +18,10 @@ both ways.
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast
 
 import torch
@@ -27,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icrl_agents.backbones.base import Backbone
+from icrl_agents.backbones.fused_steps import fused_steps
 from icrl_agents.errors import ConfigError
 from icrl_agents.kernels import available_kernels, causal_conv, compiled, conv_step, selective_scan, selective_step
 
@@ -102,7 +105,7 @@ class S6Block(nn.Module):
         self.D = nn.Parameter(torch.ones(inner))  # [E]
         self.out_proj = nn.Linear(inner, config.d_model, bias=False)
         self._initialise(config)
-        self._decay: tuple[Tensor, int, Tensor] | None = None  # A_log, its version, -exp of it
+        self._decay: tuple[Tensor, tuple[int, int], Tensor] | None = None  # A_log, its version, -exp of it
 
     @torch.no_grad()
     def _initialise(self, config: MambaConfig) -> None:
@@ -166,16 +169,13 @@ class S6Block(nn.Module):
         """
         if torch.is_grad_enabled() or self.A_log.is_inference():
             return -torch.exp(self.A_log)
+        version = self.A_log._version, fused_steps()
         if self._decay is not None:
-            source, version, decay = self._decay
-            if source.data_ptr() == self.A_log.data_ptr() and version == self.A_log._version:
+            source, seen, decay = self._decay
+            if source.data_ptr() == self.A_log.data_ptr() and seen == version:
                 return decay
         decay = -torch.exp(self.A_log.t().contiguous()).t()  # as the step reads it: no copy there
-        self._decay = (
-            self.A_log.detach(),
-            self.A_log._version,
-            decay,
-        )  # detach: its address is not given anew
+        self._decay = self.A_log.detach(), version, decay  # detach: its address is not given anew
         return decay
 
 
@@ -261,6 +261,9 @@ class Mamba(Backbone):
         """Whether a step runs as one compiled call: float32 on the CPU, no gradients wanted."""
         if torch.is_grad_enabled() or x.dtype != torch.float32 or x.device.type != "cpu" or not compiled():
             return False
+        if self.norm_f.weight.is_inference():
+            _warn_of_inference_weights()
+            return False
         from icrl_agents.backbones.packed_mamba import PackedMamba
 
         if self._packed is None and PackedMamba.accepts(self):
@@ -270,3 +273,14 @@ class Mamba(Backbone):
     def forget(self, carry: tuple[BlockCarry, ...], mask: Tensor) -> tuple[BlockCarry, ...]:
         gone = mask[:, None, None]
         return tuple(BlockCarry(taps.masked_fill(gone, 0.0), state.masked_fill(gone, 0.0)) for taps, state in carry)
+
+
+@cache
+def _warn_of_inference_weights() -> None:
+    """Once: PyTorch does not count changes of such weights, so packed copies of them would go stale unseen."""
+    warnings.warn(
+        "this Mamba was built or loaded under torch.inference_mode, so its steps run one operation after the other, "
+        "several times slower: load it outside (steps may then run under inference_mode)",
+        RuntimeWarning,
+        stacklevel=5,
+    )

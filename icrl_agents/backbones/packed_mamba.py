@@ -5,13 +5,15 @@ weights lie and how the call works: :mod:`icrl_agents.kernels.cpu_step`.
 """
 
 from collections.abc import Iterator
-from operator import attrgetter, getitem, is_
+from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
+from icrl_agents.backbones.fused_steps import fused_steps
 from icrl_agents.errors import ConfigError, InputError
 from icrl_agents.kernels import cpu_step
 from icrl_agents.kernels.cpu_step import LANES, LOG2_E, TAKEN
@@ -62,7 +64,7 @@ class PackedMamba:
     def accepts(backbone: "Mamba") -> bool:
         """Whether all its parts are plain and all its weights float32 on the CPU, outside inference mode."""
         parts = list(_watched(backbone))
-        plain = all(type(part) in PLAIN for _, _, part in parts if isinstance(part, nn.Module) and not _holds(part))
+        plain = all(_is_plain(part) for _, _, part in parts if isinstance(part, nn.Module) and not _holds(part))
         return plain and all(
             part.dtype == torch.float32 and part.device.type == "cpu" and not part.is_inference()
             for _, _, part in parts
@@ -99,9 +101,11 @@ class PackedMamba:
             raise InputError(f"x: expected shape [batch, {size}], float32 on the CPU, got {_described(x)}")
         batch = len(x)
         carry, leaves = self._writable(carry, batch)
-        y = torch.empty(batch, size)
+        y = x.new_empty(batch, size)
         if not batch:
             return y, carry
+        # a gradient that still needs what is overwritten now says so instead of being wrong
+        increment_version([leaf for leaf in leaves if not leaf.is_inference()])
         run_together(
             cpu_step.stack_step,
             1 if batch * self._products <= ALONE else self._shape[0],
@@ -113,6 +117,7 @@ class PackedMamba:
             np.array(list(map(Tensor.data_ptr, leaves)), np.int64).reshape(-1, 2),
             np.empty(cpu_step.scratch_floats(batch, size, *self._shape), np.float32),
             np.zeros(TAKEN + 2 * (2 * len(carry) + 1), np.int64),
+            keep=leaves,
         )
         return y, carry
 
@@ -139,7 +144,9 @@ class PackedMamba:
         weights = self._weights
         return (
             self.backbone.weights_shown == self._shown
-            and all(map(is_, map(getitem, self._owners, self._names), self._parts))
+            and fused_steps() == self._fused_steps
+            and not any(self._hooks)
+            and all(map(is_, map(dict.get, self._owners, self._names), self._parts))
             and list(map(_version, weights)) == self._versions
             and list(map(Tensor.data_ptr, weights)) == self._places
         )
@@ -160,9 +167,12 @@ class PackedMamba:
         rows = torch.stack([_channel_rows(layer.mixer, blocks) for layer in layers])
         self._products = into.size + out.size
         self._arrays = (norms.numpy(), into, into_scale, out, out_scale, rows.numpy())
-        self._shown = backbone.weights_shown
+        self._shown, self._fused_steps = backbone.weights_shown, fused_steps()
         watched = list(_watched(backbone))
-        self._owners, self._names, self._parts = ([item[i] for item in watched] for i in range(3))
+        self._owners = [owner for owner, _, _ in watched]
+        self._names = [name for _, name, _ in watched]
+        self._parts = [part for _, _, part in watched]
+        self._hooks = [hooks for part in self._parts if isinstance(part, PLAIN) for hooks in _hooks(part)]
         self._weights = [part for part in self._parts if isinstance(part, Tensor)]
         self._versions = [weight._version for weight in self._weights]
         self._places = [weight.data_ptr() for weight in self._weights]
@@ -178,13 +188,22 @@ class PackedMamba:
             ]
             scale = torch.stack([torch.cat(layer, 1) for layer in scales])  # [T, blocks, panels LANES]
         else:
-            scale = torch.ones(len(layers), self._shape[0], len(layers[0]) * LANES)
+            scale = layers[0][0].new_ones(len(layers), self._shape[0], len(layers[0]) * LANES)
         whole = torch.stack([torch.cat(layer, 1).flatten(1) for layer in layers])  # [T, blocks, all inputs LANES]
         if self.precision == "bfloat16":
             stored = whole.bfloat16().view(torch.int16).numpy().view(np.uint16)
         else:
             stored = (whole.to(torch.int8) if self.precision == "int8" else whole).numpy()
         return stored.copy(), scale.numpy()  # NumPy keeps large arrays in huge pages, which are read faster
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module does with its own weight what its type does, and nothing else: pruned ones have another."""
+    return type(module) in PLAIN and module._parameters.get("weight") is not None and not any(_hooks(module))
+
+
+def _hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
+    return module._forward_pre_hooks, module._forward_hooks
 
 
 def _holds(module: nn.Module) -> bool:

@@ -13,9 +13,15 @@ mamba-ssm  the authors' CUDA code                             float32 on CUDA; s
 reference  plain PyTorch, differentiable                      any device, any real dtype
 ========== ================================================== ==========================================
 
+Under autocast arguments are cast to float32, as PyTorch does for what needs its precision; so are results.
+
 The fastest that serves the arguments is taken, unless ``kernel=`` or the environment variable ``ICRL_KERNEL`` names
 one: that one runs or raises. :func:`kernel_status` tells what is in use here and why the others are not.
 """
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,7 +40,29 @@ from icrl_agents.kernels.choice import (
     kernel_status,
 )
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
+
+def _float32_in_autocast(function: Callable[P, R]) -> Callable[P, R]:
+    """What ``torch.amp.custom_fwd(cast_inputs=torch.float32)`` does, on whatever device the arguments are."""
+
+    def cast(x: Any) -> Any:
+        lower = isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
+        return x.float() if lower else x
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        device = next((x.device.type for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), "meta")
+        if device == "meta" or not torch.is_autocast_enabled(device):
+            return function(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return function(*map(cast, args), **{name: cast(x) for name, x in kwargs.items()})
+
+    return run
+
+
+@_float32_in_autocast
 def selective_scan(
     u: Tensor,
     delta: Tensor,
@@ -96,6 +124,7 @@ def selective_scan(
     return run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, forget_before)
 
 
+@_float32_in_autocast
 def selective_step(
     u: Tensor,
     delta: Tensor,
@@ -152,6 +181,7 @@ def selective_step(
     return run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state)
 
 
+@_float32_in_autocast
 def causal_conv(
     x: Tensor,
     weight: Tensor,
@@ -188,6 +218,7 @@ def causal_conv(
     return y, _final_taps(x, taps, initial_taps, forget_before)
 
 
+@_float32_in_autocast
 def conv_step(
     x: Tensor, weight: Tensor, bias: Tensor | None, taps: Tensor, kernel: str | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -233,7 +264,7 @@ def _final_taps(x: Tensor, taps: int, initial_taps: Tensor | None, forget_before
         reach = reference.steps_since_forget(forget_before, taps, batch, length, x.device)[:, -1]  # [B]
         age = torch.arange(taps - 1, -1, -1, device=x.device)  # [K - 1], steps before the last one
         last = last.masked_fill((age > reach.unsqueeze(1)).unsqueeze(2), 0.0)
-    return last.contiguous() if last.is_contiguous() else last.clone(memory_format=torch.contiguous_format)
+    return last.clone(memory_format=torch.contiguous_format)  # a view would hold on to all of x, and to its gradient
 
 
 def _sizes(name: str, x: Tensor, *axes: str) -> torch.Size:

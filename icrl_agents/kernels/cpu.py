@@ -107,7 +107,9 @@ class _Scan(torch.autograd.Function):
         gate = inputs[0] if z is None else z.contiguous()
         forget = _forget(forget_before, batch, length)
         A2 = _lanes(A.t() * LOG2_E, blocks)  # [blocks, N, LANES]
-        skip, bias = _lanes(D, blocks), _lanes(delta_bias, blocks)  # [blocks, LANES] each
+        skip, bias = (
+            _lanes(u.new_zeros(channels) if x is None else x, blocks) for x in (D, delta_bias)
+        )  # [blocks, LANES]
         read = (*inputs, gate, A2, skip, bias)
         spans = -(-length // SPAN) if saves else 0
         saved = u.new_empty(batch, blocks, spans, states, LANES)
@@ -222,10 +224,8 @@ def _forget(forget_before: Tensor | None, batch: int, length: int) -> np.ndarray
     return np.zeros((batch, length), np.bool_) if forget_before is None else _array(forget_before.contiguous())
 
 
-def _lanes(x: Tensor | None, blocks: int) -> Tensor:
+def _lanes(x: Tensor, blocks: int) -> Tensor:
     """``[..., E]`` cut into blocks of channels ``[blocks, ..., LANES]``, the last filled up with zeros."""
-    if x is None:
-        return torch.zeros(blocks, LANES)
     x = x.detach()
     padded = x.new_zeros(*x.shape[:-1], blocks * LANES)
     padded[..., : x.shape[-1]] = x

@@ -16,11 +16,12 @@ numba's cache looks for changes only in the file of the function called: after a
 from :mod:`icrl_agents.kernels.cpu_loops`, remove ``__pycache__``.
 """
 
+import os
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, types
+from numba import carray, njit, types
 from numba.extending import intrinsic
 
 from icrl_agents.kernels.cpu_loops import (
@@ -41,6 +42,7 @@ from icrl_agents.kernels.cpu_loops import (
 TILE = 4
 """Rows of a batch that are multiplied at once, so that a weight is read and converted once for all of them."""
 VECTOR = 16  # floats that one LLVM value holds; on narrower machines it becomes several registers
+PATIENCE = 1000  # reads of a counter before a waiting thread gives its core to others
 READY, TAKEN = 0, 16  # places in the counters: phases completed; pieces taken of each phase, then pieces done
 
 _float, _int32, _int64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
@@ -146,6 +148,25 @@ def read(typing_context: Any, counters: Any, index: Any) -> Any:
     return types.int64(counters, types.int64), emit
 
 
+if hasattr(os, "sched_yield"):
+    yield_core = types.ExternalFunction("sched_yield", types.int32())
+else:
+
+    @njit
+    def yield_core():
+        """Nothing: this platform has no such call."""
+
+
+@loop
+def await_phase(counters, phase):
+    """Wait until ``phase`` phases are completed: mostly microseconds, unless whom we wait for has no core."""
+    reads = 0
+    while read(counters, READY) < phase:
+        reads += 1
+        if reads > PATIENCE:
+            yield_core()
+
+
 @intrinsic
 def address_to_pointer(typing_context: Any, address: Any) -> Any:
     """What lies at a number's address."""
@@ -218,7 +239,7 @@ def scan_tile(dt, u, gate, projected, rank, bias, A2, skip, state, low, width, r
         for e in range(LANES):
             v = dt[b, e] + bias[e]
             positive = v if v > ZERO else ZERO
-            v = positive + log1p_of_fraction(exp2((v - positive - positive) * LOG2_E))
+            v = positive + log1p_of_fraction(exp2(-abs(v) * LOG2_E))
             dt[b, e] = v
             dtx[e] = v * u[b, e]
             y[e] = skip[e] * u[b, e]
@@ -357,8 +378,7 @@ def stack_step(
     phases = 2 * layers + 1
     for phase in range(phases):
         layer, pieces = (phase - 1) // 2, blocks if phase else 1
-        while read(counters, READY) < phase:
-            pass
+        await_phase(counters, phase)
         while True:
             block = fetch_add(counters, TAKEN + phase, 1)
             if block >= pieces:
@@ -387,5 +407,4 @@ def stack_step(
                     unpanel(outer_shares, h)
                     normalize(h, size, eps, norms[layer + 1], y if layer == layers - 1 else normed)
                 fetch_add(counters, READY, 1)
-    while read(counters, READY) < phases:  # the last piece may be another thread's
-        pass
+    await_phase(counters, phases)  # the last piece may be another thread's

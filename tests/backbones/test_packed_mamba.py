@@ -8,10 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune
 
 import icrl_agents.backbones.packed_mamba as packed_mamba
 from icrl_agents.backbones import clone_carry
-from icrl_agents.backbones.mamba import Mamba, MambaConfig
+from icrl_agents.backbones.mamba import Mamba, MambaConfig, _warn_of_inference_weights
+from icrl_agents.backbones.packed_mamba import PackedMamba
 from icrl_agents.errors import ConfigError, InputError
 
 TOLERANCE = 1e-5
@@ -128,7 +130,7 @@ def test_helping_threads_change_nothing(monkeypatch):
 def test_a_thread_that_comes_too_late_touches_nothing(monkeypatch):
     backbone, calls = lively(SMALL), []
     original = packed_mamba.run_together
-    monkeypatch.setattr(packed_mamba, "run_together", lambda *a: (calls.append(a), original(*a)))
+    monkeypatch.setattr(packed_mamba, "run_together", lambda *a, **k: (calls.append(a), original(*a, **k)))
     with torch.no_grad():
         y, carry = backbone.step(torch.ones(1, 24), backbone.initial_carry(1))
     before = [y.clone(), *(leaf.clone() for block in carry for leaf in block)]
@@ -184,7 +186,16 @@ def edit_data(backbone):
     backbone.eval()
 
 
+def fused_optimizer(backbone):
+    """It writes past autograd, too."""
+    optimizer = torch.optim.Adam(backbone.parameters(), lr=0.1, fused=True)
+    for weight in backbone.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+
+
 CHANGES = [
+    fused_optimizer,
     lambda backbone: backbone.layers[0].mixer.A_log.add_(1.0),
     lambda backbone: backbone.load_state_dict(lively(SMALL, seed=5).state_dict()),
     lambda backbone: backbone.load_state_dict(lively(SMALL, seed=5).state_dict(), assign=True),
@@ -220,6 +231,50 @@ def test_foreign_modules_are_stepped_one_after_the_other():
     assert_same(backbone, backbone.step)
     with pytest.raises(ConfigError, match="modules are its own"):
         pack.step(torch.ones(1, 24), backbone.initial_carry(1))
+
+
+def hook(part):
+    part.register_forward_hook(lambda module, inputs, output: 2.0 * output)
+
+
+@pytest.mark.parametrize("change", [hook, lambda part: prune.l1_unstructured(part, "weight", 0.5)])
+@torch.no_grad()
+def test_hooks_and_pruned_weights_have_their_say(change):
+    backbone, x = lively(SMALL), torch.ones(1, 24)
+    before, _ = backbone.step(x, backbone.initial_carry(1))
+    change(backbone.layers[0].mixer.x_proj)
+    assert not PackedMamba.accepts(backbone)
+    y, _ = backbone.step(x, backbone.initial_carry(1))
+    assert torch.equal(y, backbone.step_by_layers(x, backbone.initial_carry(1))[0])
+    assert not torch.equal(y, before)
+
+
+def test_a_carry_that_a_gradient_needs_is_missed_aloud():
+    backbone, carry = lively(SMALL), lively(SMALL).initial_carry(1)
+    y, _ = backbone(torch.ones(1, 5, 24), carry)
+    with torch.no_grad():
+        backbone.step(torch.ones(1, 24), carry)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_weights_of_inference_mode_are_stepped_slowly_with_a_warning():
+    _warn_of_inference_weights.cache_clear()
+    with torch.inference_mode():
+        backbone = lively(SMALL)
+        with pytest.warns(RuntimeWarning, match=r"under torch\.inference_mode"):
+            backbone.step(torch.ones(1, 24), backbone.initial_carry(1))
+        backbone.step(torch.ones(1, 24), backbone.initial_carry(1))  # once is enough
+    assert backbone._packed is None
+
+
+@torch.no_grad()
+def test_defaults_for_new_tensors_do_not_reach_inside():
+    backbone, x = lively(SMALL), torch.ones(1, 24)
+    carry = backbone.initial_carry(1)
+    with torch.device("meta"):
+        y, _ = backbone.step(x, carry)
+    assert y.is_cpu
 
 
 @torch.no_grad()

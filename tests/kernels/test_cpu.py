@@ -282,3 +282,42 @@ cpu_loops.load(row, 0, 64, 6, lanes, 0)
 assert lanes[0, :6].tolist() == [64, 65, 66, 67, 68, 69] and not lanes[0, 6:].any()
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("name", SCAN_NAMES)
+def test_what_is_not_a_number_stays_so(name):
+    arguments = scan_arguments(torch.Generator().manual_seed(0), 2, 9, 70, 3, 1.0)
+    arguments[name].view(-1)[0] = torch.nan
+    double = {k: x.double() for k, x in arguments.items()}
+    for fast, exact in zip(selective_scan(**arguments), selective_scan(**double, kernel="reference"), strict=True):
+        assert torch.equal(fast.isnan(), exact.isnan())
+    step = {k: x[:, 0] if x.ndim == 3 and k != "initial_state" else x for k, x in arguments.items()}
+    step["state"] = step.pop("initial_state")
+    double = {k: x.double() for k, x in step.items()}
+    stepped = selective_step(**step, delta_softplus=True, kernel="cpu")
+    for fast, exact in zip(stepped, selective_step(**double, delta_softplus=True, kernel="reference"), strict=True):
+        assert torch.equal(fast.isnan(), exact.isnan())
+
+
+def test_autocast_scans_in_float32():
+    arguments = scan_arguments(torch.Generator().manual_seed(0), 2, 9, 6, 3, 1.0)
+    arguments["u"] = arguments["u"].bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state = selective_scan(**arguments, kernel="cpu")
+        _, taps = causal_conv(arguments["u"], torch.ones(6, 4), kernel="cpu")
+    assert y.dtype == state.dtype == taps.dtype == torch.float32
+    expected, _ = selective_scan(**arguments | {"u": arguments["u"].float()}, kernel="cpu")
+    assert torch.equal(y, expected)
+
+
+def test_defaults_for_new_tensors_do_not_reach_inside():
+    arguments = scan_arguments(torch.Generator().manual_seed(0), 1, 4, 6, 3, 1.0) | {"D": None, "delta_bias": None}
+    expected, _ = selective_scan(**arguments)
+    with torch.device("meta"):
+        y, _ = selective_scan(**arguments)
+    assert torch.equal(y, expected)
+
+
+def test_final_taps_hold_on_to_nothing_else():
+    _, taps = causal_conv(torch.ones(1, 100, 6), torch.ones(6, 4))
+    assert taps.untyped_storage().nbytes() == taps.numel() * taps.element_size()

@@ -1,0 +1,89 @@
+"""Work on further threads: all of it done once, whatever the pool does, and none after the caller has left."""
+
+from threading import Event
+
+import pytest
+import torch
+
+from icrl_agents.kernels import threads
+
+
+class Pool:
+    """A pool that begins nothing by itself."""
+
+    def __init__(self, begin=False, error=None):
+        self.begin, self.error, self.shares = begin, error, []
+
+    def submit(self, share):
+        self.shares.append(share)
+        if self.begin:
+            share()
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+def use_pool(monkeypatch):
+    """Three threads and no work too small for them, on the pool given."""
+    monkeypatch.setattr(threads, "SMALL", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    return lambda pool: monkeypatch.setattr(threads, "_threads", lambda count: pool)
+
+
+REFUSAL = RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+
+@pytest.mark.parametrize("pool", [Pool(), Pool(begin=True), Pool(error=REFUSAL), Pool(begin=True, error=REFUSAL)])
+def test_every_piece_is_done_once(use_pool, pool):
+    use_pool(pool)
+    done = []
+    threads.run_pieces(lambda first, last, scale: done.extend(scale * i for i in range(first, last)), 7, 1, 10)
+    for share in pool.shares:
+        share()  # a thread that comes too late
+    assert sorted(done) == [0, 10, 20, 30, 40, 50, 60]
+
+
+@pytest.mark.parametrize("pool", [Pool(), Pool(error=REFUSAL)])
+def test_help_that_does_not_come_is_called_off(use_pool, pool):
+    use_pool(pool)
+    calls = []
+    threads.run_together(calls.append, 3, 1)
+    for share in pool.shares:
+        share()
+    assert calls == [1]
+
+
+def test_shares_do_not_pile_up_in_a_busy_pool(use_pool, monkeypatch):
+    pool = Pool()
+    use_pool(pool)
+    monkeypatch.setattr(threads, "_places", threads.Semaphore(5))
+    for _ in range(10):
+        threads.run_together(lambda: None, 3)
+    assert len(pool.shares) == 5
+
+
+def test_an_interrupt_waits_for_those_that_began(monkeypatch):
+    """Whoever catches it may free or reuse what the loop writes to."""
+    monkeypatch.setattr(threads, "SMALL", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    began, ended = Event(), Event()
+
+    def loop():
+        if began.is_set():  # the caller, after the helper began
+            raise KeyboardInterrupt
+        began.set()
+        ended.wait(0.1)
+        ended.set()
+
+    submit = threads._threads(1).submit
+
+    class Begun:
+        def submit(self, share):
+            submit(share)
+            assert began.wait(30)
+
+    use = Begun()
+    monkeypatch.setattr(threads, "_threads", lambda count: use)
+    with pytest.raises(KeyboardInterrupt):
+        threads.run_together(loop, 2)
+    assert ended.is_set()
