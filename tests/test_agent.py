@@ -408,11 +408,13 @@ def test_memory_does_not_grow_with_steps(agent):
     run(50)
     tracemalloc.start()
     run(20)
-    before, _ = tracemalloc.get_traced_memory()
-    run(300)
-    after, _ = tracemalloc.get_traced_memory()
+    held = [tracemalloc.get_traced_memory()[0]]
+    for _ in range(3):
+        run(300)
+        held.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
-    assert after - before < 3000  # bytes; a step that kept its token would leave 300 * 80
+    # bytes; a step that kept its token would leave 300 * 80 each time, what other threads allocate comes once
+    assert min(np.diff(held)) < 3000
 
 
 # ------------------------------------------------------------------ memory as a thing

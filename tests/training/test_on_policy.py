@@ -143,9 +143,9 @@ def test_tokens_are_those_the_student_saw(
     seen: list[np.ndarray] = []
     step = InContextModel.step
 
-    def spying(self: InContextModel, tokens: torch.Tensor, carry: Any) -> Any:
+    def spying(self: InContextModel, tokens: torch.Tensor, carry: Any, **options: Any) -> Any:
         seen.append(tokens.numpy().copy())
-        return step(self, tokens, carry)
+        return step(self, tokens, carry, **options)
 
     monkeypatch.setattr(InContextModel, "step", spying)
     tokens = first_round(tmp_path, manifest, teacher=(teacher,), wrong_teacher=0.3)["tokens"]
