@@ -22,6 +22,7 @@ from icrl_agents.training.collection import (
     learner_seed,
     make_rows,
 )
+from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.sources.policies import SnapshotPolicies
 from icrl_agents.training.sources.ppo import TaskParallelPPO
 from icrl_agents.training.sources.rollouts import RolloutCollector
@@ -44,7 +45,9 @@ def measure_anchors(
     """Measure anchors on the val and test tasks of a split.
 
     Args:
-        config: of the oracle's learners, one a val or test task; its subset is ignored.
+        config: of the oracle's learners, one a val or test task; its subset is ignored. Where they begin from an
+            ``informed`` learner, each task's oracle is its specialised policy or the informed one, whichever is better
+            on initial states of their own.
         directory: where the oracle's learning histories go; an interrupted run resumes there.
         command: what reproduces this, for the record.
         only: the anchors to measure; ``blind`` needs ``zero`` and ``random``, of which it may be the best.
@@ -75,8 +78,8 @@ def measure_anchors(
     if "blind" in only:
         acting["blind"] = train_blind(config, quiet=quiet)
     if "oracle" in only:
-        learned = collect(replace(config, subset="val+test"), directory, quiet=quiet).snapshot()
-        acting["oracle"] = SnapshotPolicies(learned, low, high).act
+        learned = collect(replace(config, subset="val+test"), directory, quiet=quiet)
+        acting["oracle"] = _oracle(config, learned, tasks, low, high)
     returns = {name: evaluate_policies(act, env_id, tasks, seed).mean(1) for name, act in acting.items()}
     val = slice(0, len(split.val))
     details: dict[str, Any] = {"episodes_per_task": EVALUATION_EPISODES, "seed": seed}
@@ -84,7 +87,12 @@ def measure_anchors(
         floor = ORACLE_FLOOR[env_id]
         if returns["oracle"].min() < floor:
             raise DatasetError(f"an oracle reached only {returns['oracle'].min():.2f}, below {floor}: train it longer")
-        details["oracle"] = f"task-parallel PPO, one learner a task, {config.steps_per_task} steps each, mean action"
+        details["oracle"] = (
+            f"task-parallel PPO, one learner a task, {config.steps_per_task} steps each, mean action"
+            if config.informed is None
+            else "task-informed PPO over the train tasks, then one learner a task for "
+            f"{config.specialise_steps_per_task} steps, the better of both, mean action"
+        )
     if "blind" in only:
         best = max(("zero", "random", "blind"), key=lambda name: float(returns[name][val].mean()))
         returns["blind"] = returns[best]
@@ -103,6 +111,20 @@ def measure_anchors(
         },
         details=details,
     )
+
+
+def _oracle(
+    config: CollectionConfig, learned: HistoryDataset, tasks: list[Any], low: np.ndarray, high: np.ndarray
+) -> Any:
+    """The best known policy of each task: observations ``[tasks, episodes, N_o]`` to actions."""
+    special = SnapshotPolicies(learned.snapshot(), low, high)
+    if config.informed is None:
+        return special.act
+    informed = SnapshotPolicies(learned.snapshot(0), low, high)
+    choosing = config.seed + 1  # other initial states than those that count
+    before, after = (evaluate_policies(p.act, config.env_id, tasks, choosing).mean(1) for p in (informed, special))
+    better = (after >= before)[:, None, None]
+    return lambda observations: np.where(better, special.act(observations), informed.act(observations))
 
 
 def train_blind(config: CollectionConfig, *, quiet: bool = False) -> Any:

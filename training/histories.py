@@ -6,6 +6,7 @@ One history is one task x one environment stream. A dataset is a directory::
     shards/00000.safetensors      an interval of steps of all histories
     state-00000.safetensors       where the collector stood after that interval; only the newest is kept
     snapshots/000001250.safetensors   the source policies at that step, fp16
+    learner.safetensors           the one learner of all tasks at its end, where there was one: others begin from it
 
 The manifest is the commit point. A shard and its state are written whole, then the manifest that names
 them replaces the old one; files that it does not name are leftovers of a kill, ignored by readers and
@@ -39,6 +40,7 @@ from icrl_agents.training.manifest import (
     Progress,
     Shard,
     Snapshot,
+    StoredFile,
     check_content,
     check_sizes,
     difference,
@@ -58,6 +60,8 @@ from icrl_agents.training.shards import (
 )
 
 __all__ = ["History", "HistoryDataset", "HistoryWriter", "Manifest", "Progress"]
+
+LEARNER_FILE = "learner.safetensors"
 
 
 @dataclass(frozen=True)
@@ -223,6 +227,11 @@ class HistoryWriter:
         else:
             self._pending.append(snapshot)
 
+    def save_learner(self, tensors: Mapping[str, Any]) -> None:
+        """Keep what one learner of all tasks knows at its end, so that others can go on from it."""
+        stored = StoredFile(**self._write(LEARNER_FILE, as_arrays(tensors)))
+        self._commit(learner=stored)
+
     def finish(self, final_returns: Sequence[float] | np.ndarray) -> None:
         """Mark the dataset complete; the collector's state is no longer needed and deleted.
 
@@ -269,7 +278,7 @@ class HistoryWriter:
         """Delete what a kill left: files of ours that the manifest does not name."""
         progress = self._manifest.progress
         named = {entry.file for entry in progress.files} | {progress.state}
-        for pattern in ("shards/*.safetensors", "snapshots/*.safetensors", "state-*.safetensors"):
+        for pattern in ("shards/*.safetensors", "snapshots/*.safetensors", "state-*.safetensors", LEARNER_FILE):
             for path in self._directory.glob(pattern):
                 if path.relative_to(self._directory).as_posix() not in named:
                     path.unlink()
@@ -356,6 +365,18 @@ class HistoryDataset:
         check_content(self._directory, [snapshots[index]])
         arrays = load_arrays(self._directory / snapshots[index].file)
         return {name: a.astype(np.float32) if a.dtype.kind == "f" else a for name, a in arrays.items()}
+
+    def learner(self) -> dict[str, np.ndarray]:
+        """What the one learner of all tasks knew at its end.
+
+        Raises:
+            DatasetError: every task had a learner of its own, or the file is damaged.
+        """
+        stored = self.manifest.progress.learner
+        if stored is None:
+            raise DatasetError(f"{self._directory} holds no learner of all tasks (source: {self.manifest.source})")
+        check_content(self._directory, [stored])
+        return load_arrays(self._directory / stored.file)
 
     def verify(self) -> None:
         """Read everything and compare with the checksums.

@@ -70,6 +70,7 @@ class Progress:
         snapshots: in time order.
         state: file of the collector's state after the last shard; None at the start and once complete.
         state_sha256: of that file's content.
+        learner: what one learner of all tasks knew at the end, its value function included; None where there was none.
     """
 
     steps: int = 0
@@ -79,11 +80,12 @@ class Progress:
     snapshots: tuple[Snapshot, ...] = ()
     state: str | None = None
     state_sha256: str | None = None
+    learner: StoredFile | None = None
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
         """All that a complete dataset consists of, beside its manifest."""
-        return (*self.shards, *self.snapshots)
+        return (*self.shards, *self.snapshots, *([] if self.learner is None else [self.learner]))
 
 
 @dataclass(frozen=True)

@@ -151,3 +151,66 @@ def test_a_task_folded_into_the_bias_acts_as_if_it_were_seen() -> None:
     expected = learner.mean_action(torch.from_numpy(seen[None]))[0].clamp(-1, 1).numpy()
     by_task = SnapshotPolicies(snapshot_by_task(learner.snapshot(), tasks), -np.ones(2), np.ones(2))
     np.testing.assert_allclose(by_task.act(observations[:, None])[:, 0], expected, atol=1e-5)
+
+
+SPECIAL = replace(
+    TINY,
+    steps_per_task=400,
+    task_informed=True,
+    specialise_steps_per_task=400,
+    specialise=PPOConfig(n_steps=100, hidden=(8,), log_std_init=0.0),
+)
+
+
+@pytest.fixture(scope="module")
+def specialised(tmp_path_factory: pytest.TempPathFactory) -> HistoryDataset:
+    return collect(SPECIAL, tmp_path_factory.mktemp("specialised") / "data", quiet=True)
+
+
+def test_specialised_learners_begin_as_the_informed_one(specialised: HistoryDataset) -> None:
+    tasks = specialised.manifest.tasks
+    vectors = np.array([task["goal"] for task in tasks])
+    informed = TaskParallelPPO(SPECIAL.ppo, 10, 2, [0], 2 * len(tasks), 1)
+    informed.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in specialised.learner().items()})
+    assert SPECIAL.specialise is not None
+    special = informed.specialised(SPECIAL.specialise, vectors, list(range(len(tasks))), 1)
+    observations = torch.randn(len(tasks), 2, 8)
+    told = torch.cat([observations, torch.from_numpy(vectors).float()[:, None].expand(-1, 2, -1)], -1).flatten(0, 1)
+    torch.testing.assert_close(special.mean_action(observations).flatten(0, 1), informed.mean_action(told[None])[0])
+    torch.testing.assert_close(
+        special.critic(special._normalized(observations)).flatten(0, 1),
+        informed.critic(informed._normalized(told[None]))[0],
+    )
+    torch.testing.assert_close(special.std().squeeze(1), informed.std()[0].expand(len(tasks), -1))
+    with pytest.raises(ConfigError, match="as wide"):
+        informed.specialised(PPOConfig(hidden=(9,)), vectors, list(range(len(tasks))), 1)
+
+
+def test_specialising_is_interrupted_and_goes_on(specialised: HistoryDataset, tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(steps: int) -> None:
+        raise Killed
+
+    for _ in range(3):  # before, at and after the moment when they specialise
+        with pytest.raises(Killed):
+            collect(SPECIAL, tmp_path, on_shard=kill, quiet=True)
+    assert collect(SPECIAL, tmp_path, quiet=True).manifest == specialised.manifest
+    first, last = specialised.snapshot(0), specialised.snapshot()
+    assert (first["weight_1"] == first["weight_1"][:1]).all()
+    assert (last["weight_1"] != last["weight_1"][:1]).any()
+
+
+def test_the_learner_of_one_dataset_is_specialised_in_another(specialised: HistoryDataset, tmp_path: Path) -> None:
+    parent = str(specialised._directory)
+    config = replace(SPECIAL, steps_per_task=0, informed=parent, subset="test", seed=1)
+    other = collect(config, tmp_path, quiet=True)
+    assert other.snapshot_steps == (0, 100, 200)
+    assert other.manifest.hyperparameters["informed"] == specialised.manifest.digest()
+    with pytest.raises(DatasetError, match="holds no learner"):
+        other.learner()
+    with pytest.raises(ConfigError, match="specialise from one task-informed"):
+        collect(replace(config, task_informed=False), tmp_path / "no", quiet=True)
+    with pytest.raises(ConfigError, match="multiple of the 70"):
+        collect(replace(config, specialise=replace(SPECIAL.ppo, n_steps=70)), tmp_path / "no", quiet=True)

@@ -62,6 +62,8 @@ _TASK_INFORMED: Mapping[str, CollectionConfig] = {
         steps_per_task=50_000,
         task_informed=True,
         ppo=PPOConfig(n_minibatches=16, hidden=(256, 256)),
+        specialise_steps_per_task=30_000,
+        specialise=PPOConfig(learning_rate=3e-4, hidden=(256, 256)),
     ),
     "icrl/PusherGoal-v0": CollectionConfig(
         "icrl/PusherGoal-v0",
