@@ -378,6 +378,14 @@ class InContextAgent:
         """
         self._state = AgentState.read(Path(path), self.model, checkpoint_digest(self.model, self.config))
 
+    def get_state(self) -> AgentState:
+        """A copy of everything the agent remembers."""
+        return self._state.copy()
+
+    def set_state(self, state: AgentState) -> None:
+        """Remember what :meth:`get_state` of an agent with a model of the same shape gave; it is taken over."""
+        self._state = state
+
     def clone(self) -> Self:
         """An agent with the same weights (shared) and a copy of the memory."""
         twin = type(self)(self.model, self.config, precision=self.precision)

@@ -65,7 +65,7 @@ def tiny_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(presets._DISTILLATION, at, replace(presets._DISTILLATION[at], **of))
     fixed = {name: presets._ON_POLICY[at][name] for name in ("target", "val_fraction")}
     monkeypatch.setitem(presets._ON_POLICY, at, {**fixed, "on_policy": TINY_ROUNDS})
-    monkeypatch.setitem(presets._BACKBONES, (*at, "mamba"), TINY_TRAINING["backbone_options"])
+    monkeypatch.setitem(presets._BACKBONES, at, {"mamba": TINY_TRAINING["backbone_options"]})
 
 
 @pytest.fixture

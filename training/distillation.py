@@ -24,8 +24,10 @@ import gymnasium
 import numpy as np
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import icrl_agents.envs  # noqa: F401  registers the environments
+from icrl_agents.backbones import Carry
 from icrl_agents.backbones.weights import load_backbone
 from icrl_agents.config import AgentConfig, Head, ModelConfig, Tokenization, check_literals, to_dict
 from icrl_agents.errors import ConfigError, DatasetError
@@ -44,7 +46,14 @@ from icrl_agents.training.validation import (
     on_device,
     rollout_on_unseen_tasks,
 )
-from icrl_agents.training.windows import FinalPolicy, KeptHistories, Target, WindowSampler, token_statistics
+from icrl_agents.training.windows import (
+    FinalPolicy,
+    KeptHistories,
+    Target,
+    WindowBatch,
+    WindowSampler,
+    token_statistics,
+)
 
 SAVE_SECONDS = 45.0
 """A run's state is saved when this much time has passed since the last time."""
@@ -299,13 +308,14 @@ class _Run:
         """One optimiser step; its numbers."""
         began = time.perf_counter()
         config = self._config
-        tokens, targets, mask = on_device(self._sampler.sample(), self._device)
+        batch = self._sampler.sample()
+        tokens, targets, mask = on_device(batch, self._device)
         rate = learning_rate(config, update)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(_seed(config.seed, "noise", update))
         self._model.train()
-        prediction, _ = self._model(tokens, input_noise=config.input_noise)
+        prediction, _ = self._model(tokens, self._carry(batch), input_noise=config.input_noise)
         loss = action_loss(prediction, targets, mask)
         self._optimizer.zero_grad()
         loss.backward()
@@ -318,6 +328,14 @@ class _Run:
             )
         self._optimizer.step()
         return {**metrics, "tokens_per_second": int(mask.sum()) / (time.perf_counter() - began)}
+
+    def _carry(self, batch: WindowBatch) -> Carry | None:
+        """What the batch's sequences remember at their beginning."""
+        if not batch.memory:
+            return None
+        leaves, structure = pytree.tree_flatten(self._model.backbone.initial_carry(1))
+        given = [torch.from_numpy(part).to(leaf) for part, leaf in zip(batch.memory, leaves, strict=True)]
+        return pytree.tree_unflatten(given, structure)
 
     def _select(self, log: RunLog) -> None:
         """Validate, and keep the checkpoint if none before was better."""

@@ -5,11 +5,15 @@ add up (Ross, Gordon and Bagnell 2011, arXiv 1011.0686). Here every round lets t
 mixed with its teacher, with the teachers of *other* tasks, and with noise; the right teacher's action on every
 visited observation is the target. The student sees what it will see later: observations, actions and rewards.
 
+Lives longer than a round are cut into rounds: a row keeps its memory, the round after begins with it, and so do the
+sequences that are trained on (truncated backpropagation with stored state, as R2D2, Kapturowski et al. 2019).
+
     K tasks, m rows a task, N = K m rows, E episodes a round, L steps, T token entries, A action entries
 """
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,9 +22,11 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from torch.utils import _pytree as pytree
 
 from icrl_agents.agent import InContextAgent
 from icrl_agents.atomic import write_atomically
+from icrl_agents.backbones import Carry
 from icrl_agents.config import AgentConfig
 from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.model import InContextModel
@@ -28,12 +34,21 @@ from icrl_agents.training.collection import make_rows
 from icrl_agents.training.manifest import Manifest
 from icrl_agents.training.windows import WindowBatch, token_statistics
 
+LIVES = "lives."
+"""What begins the names of arrays that the next round goes on from."""
+
+LABELLED = 100
+"""Steps that are labelled at once: bounds the memory of the teachers' hidden layers."""
+
 
 class Teachers(Protocol):
     """The task-informed policies of K tasks, e.g. :class:`icrl_agents.training.sources.policies.SnapshotPolicies`."""
 
     def act(self, observations: np.ndarray) -> np.ndarray:
         """Each policy on its own observations: ``[K, m, N_o]`` to ``[K, m, A]``."""
+
+    def act_as(self, learner: int, observations: np.ndarray) -> np.ndarray:
+        """One policy on observations ``[m, N_o]``: ``[m, A]``."""
 
     def __len__(self) -> int:
         """K."""
@@ -49,6 +64,8 @@ class OnPolicyConfig:
         keep_rounds: the newest rounds, which updates draw from.
         short_episodes: E of the rounds in the first part of a run; later ones have the run's ``episodes``.
         short_fraction: share of the run's updates that the first part takes.
+        life_rounds: rounds that a row goes on in its task before it forgets and begins anew, at most; each life draws
+            its own number. 1 begins every round with an empty memory.
         teacher: probability that a row's episode is acted by its own teacher, in the first rounds; the last
             value holds for all later ones.
         wrong_teacher: probability that it is acted by the teacher of another task.
@@ -60,12 +77,13 @@ class OnPolicyConfig:
     keep_rounds: int = 8
     short_episodes: int = 10
     short_fraction: float = 0.6
+    life_rounds: int = 1
     teacher: tuple[float, ...] = (1.0, 0.6, 0.3, 0.1)
     wrong_teacher: float = 0.1
     noise: tuple[float, ...] = (0.0, 0.0, 0.1, 0.3)
 
     def __post_init__(self) -> None:
-        for name in ("rows_per_task", "round_updates", "keep_rounds", "short_episodes"):
+        for name in ("rows_per_task", "round_updates", "keep_rounds", "short_episodes", "life_rounds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not self.teacher or not self.noise or min(self.noise) < 0:
@@ -117,6 +135,7 @@ class OnPolicySampler:
         self._episodes, self._seed = episodes, seed
         self._env = make_rows(manifest.env_id, manifest.tasks, config.rows_per_task)
         self._kept: dict[int, dict[str, np.ndarray]] = {}
+        self._lives: dict[str, np.ndarray] = {}
         self._random = np.random.default_rng([seed, 1])
 
     def prepare(self, update: int, model: InContextModel) -> bool:
@@ -129,8 +148,9 @@ class OnPolicySampler:
         if within or number in self._kept:  # a resumed run has it already; it was acted with other statistics
             return False
         self._random = np.random.default_rng([self._seed, 1, number])
-        round_ = self._act(number, model)
-        write_atomically(self._file(number), lambda path: save_file(round_, path))
+        round_, self._lives = self._act(number, model)
+        whole = {**round_, **{f"{LIVES}{name}": array for name, array in self._lives.items()}}
+        write_atomically(self._file(number), lambda path: save_file(whole, path))
         self._kept[number] = round_
         self._forget(number)
         if number == 0:
@@ -149,8 +169,9 @@ class OnPolicySampler:
             (rounds[self._random.integers(len(rounds))], int(self._random.integers(len(newest["tokens"]))))
             for _ in range(max(1, self._batch_steps // length))
         ]
-        tokens, targets = (np.stack([r[name][row] for r, row in picked]) for name in ("tokens", "targets"))
-        return WindowBatch(tokens, targets, np.ones(tokens.shape[:2], bool))
+        batch = {name: np.stack([r[name][row] for r, row in picked]) for name in newest}
+        tokens, targets = batch.pop("tokens"), batch.pop("targets")
+        return WindowBatch(tokens, targets, np.ones(tokens.shape[:2], bool), _in_order(batch))
 
     def state(self) -> str:
         """Where the sampler stands, as JSON text."""
@@ -165,7 +186,10 @@ class OnPolicySampler:
         saved: dict[str, Any] = json.loads(state)
         self._random.bit_generator.state = saved["random"]
         try:
-            self._kept = {number: load_file(self._file(number)) for number in saved["rounds"]}
+            for number in saved["rounds"]:
+                whole = load_file(self._file(number))
+                self._kept[number] = {n: array for n, array in whole.items() if not n.startswith(LIVES)}
+                self._lives = {n.removeprefix(LIVES): array for n, array in whole.items() if n.startswith(LIVES)}
         except (OSError, SafetensorError) as error:
             raise DatasetError(f"{self._directory}: a round of this run is missing or damaged: {error}") from None
 
@@ -173,29 +197,29 @@ class OnPolicySampler:
         """Delete the rounds, once the run is done."""
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _act(self, number: int, model: InContextModel) -> dict[str, np.ndarray]:
-        """One round: tokens ``[N, L, T]`` and targets ``[N, L, A]``."""
+    def _act(self, number: int, model: InContextModel) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """One round: tokens ``[N, L, T]``, targets ``[N, L, A]`` and the memories it begins with; and how it ends."""
         short = number < self._config.short_fraction * self._rounds
         episodes = min(self._config.short_episodes, self._episodes) if short else self._episodes
-        horizon, rows = self._manifest.episode_steps, self._env.num_envs
-        steps = episodes * horizon
+        rows, steps = self._env.num_envs, episodes * self._manifest.episode_steps
         rng = np.random.default_rng([self._seed, 0, number])
         low, high = (
             np.asarray(bound, np.float32) for bound in (self._agent_config.action_low, self._agent_config.action_high)
         )
         student = InContextAgent(model, self._agent_config)
-        student.reset(env=self._env, seed=int(rng.integers(2**31)))
+        observation, rounds_left, remembered = self._begin(student, rng)
+        pending = student.get_state().tokens[:, model.layout.observation_dim :]
         observations = np.empty((rows, steps, self._manifest.observation_dim), np.float32)
-        actions, targets = (np.empty((rows, steps, self._manifest.action_dim), np.float32) for _ in range(2))
+        actions = np.empty((rows, steps, self._manifest.action_dim), np.float32)
         rewards = np.empty((rows, steps), np.float32)
         ends = np.empty((2, rows, steps), bool)
-        observation, _ = self._env.reset(seed=int(rng.integers(2**31)))
         mode, noise, other = self._behaviour(number, rng)
+        actors = self._actors(mode, other)
         for t in range(steps):
             observations[:, t] = observation
-            targets[:, t], wrong = self._labels(observation, other)
             action = student.act(observation)
-            action = np.where(mode[:, None] == 1, targets[:, t], np.where(mode[:, None] == 2, wrong, action))
+            for teacher, taught in actors:
+                action[taught] = self._teachers.act_as(teacher, observations[taught, t])
             action = np.clip(action + noise[:, None] * rng.standard_normal(action.shape), low, high).astype(np.float32)
             actions[:, t] = action
             observation, rewards[:, t], ends[0, :, t], ends[1, :, t], _ = self._env.step(action)
@@ -206,8 +230,40 @@ class OnPolicySampler:
                 mode, noise, other = (
                     np.where(done, new, old) for new, old in zip(fresh, (mode, noise, other), strict=True)
                 )
+                actors = self._actors(mode, other)
         tokens = model.layout.encode_history(observations, actions, rewards, ends[0] | ends[1])
-        return {"tokens": tokens, "targets": targets}
+        tokens[:, 0, model.layout.observation_dim :] = pending
+        round_ = {"tokens": tokens, "targets": self._labels(observations)}
+        if self._config.life_rounds == 1:
+            return round_, {}
+        memory = student.get_state()
+        lives = {f"env.{name}": array for name, array in self._env.get_state().items()}
+        lives |= {f"carry.{i}": leaf for i, leaf in enumerate(_leaves(memory.carry))}
+        lives |= {"tokens": memory.tokens, "rounds_left": rounds_left - 1}
+        return round_ | {f"carry.{i}": leaf for i, leaf in enumerate(remembered)}, lives
+
+    def _begin(
+        self, student: InContextAgent, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+        """Where the rows are at the beginning of a round, how many rounds their lives have, and what they remember."""
+        rows = self._env.num_envs
+        student.reset(env=self._env, seed=int(rng.integers(2**31)))
+        observation, _ = self._env.reset(seed=int(rng.integers(2**31)))
+        rounds_left = rng.integers(1, self._config.life_rounds + 1, rows)
+        if self._lives:
+            before = {name: array.copy() for name, array in self._lives.items()}
+            go_on = before["rounds_left"] > 0
+            self._env.set_state({n.removeprefix("env."): a for n, a in before.items() if n.startswith("env.")})
+            observation, _ = self._env.reset(options={"reset_mask": ~go_on})
+            rounds_left = np.where(go_on, before["rounds_left"], rounds_left)
+            state = student.get_state()
+            state.tokens = before["tokens"]
+            leaves, structure = pytree.tree_flatten(state.carry)
+            carry = [torch.from_numpy(before[f"carry.{i}"]).to(leaf) for i, leaf in enumerate(leaves)]
+            state.carry = pytree.tree_unflatten(carry, structure)
+            student.set_state(state)
+            student.forget(~go_on)
+        return observation, rounds_left, _leaves(student.get_state().carry)
 
     def _behaviour(self, number: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         """Who acts in each row ``[N]`` (0 student, 1 its teacher, 2 another's), the noise, and the other task."""
@@ -219,18 +275,22 @@ class OnPolicySampler:
         other = (own + rng.integers(1, max(2, tasks), rows)) % tasks
         return mode, rng.choice(np.asarray(config.noise), rows), other
 
-    def _labels(self, observation: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What each row's teacher would do ``[N, A]``, and what the teacher of task ``other [N]`` would."""
-        rows, tasks = len(observation), len(self._teachers)
-        right = self._teachers.act(observation.reshape(tasks, self._config.rows_per_task, -1)).reshape(rows, -1)
-        wrong = np.zeros_like(right)
-        # Each teacher acts on a block of rows: rows are sorted by the teacher they want, blocks padded to the longest.
-        order = np.argsort(other, kind="stable")
-        place = np.arange(rows) - np.searchsorted(other[order], other[order])
-        blocks = np.zeros((tasks, int(place.max()) + 1, observation.shape[1]), np.float32)
-        blocks[other[order], place] = observation[order]
-        wrong[order] = self._teachers.act(blocks)[other[order], place]
-        return right, wrong
+    def _actors(self, mode: np.ndarray, other: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Which teachers act, each with its rows."""
+        own = np.repeat(np.arange(len(self._teachers)), self._config.rows_per_task)
+        acting = np.where(mode == 1, own, np.where(mode == 2, other, -1))
+        return [(int(k), np.flatnonzero(acting == k)) for k in np.unique(acting[acting >= 0])]
+
+    def _labels(self, observations: np.ndarray) -> np.ndarray:
+        """What each row's teacher would do ``[N, L, A]`` on observations ``[N, L, N_o]``."""
+        rows, steps, size = observations.shape
+        by_task = observations.reshape(len(self._teachers), self._config.rows_per_task, steps, size)
+        parts = [
+            self._teachers.act(np.ascontiguousarray(by_task[:, :, t : t + LABELLED]).reshape(len(by_task), -1, size))
+            for t in range(0, steps, LABELLED)
+        ]
+        whole = [part.reshape(*by_task.shape[:2], -1, part.shape[-1]) for part in parts]
+        return np.concatenate(whole, axis=2).reshape(rows, steps, -1)
 
     def _forget(self, number: int) -> None:
         """Drop rounds that are too old; the file of the one before stays until the run's state is past it."""
@@ -240,3 +300,13 @@ class OnPolicySampler:
 
     def _file(self, number: int) -> Path:
         return self._directory / f"{number:05d}.safetensors"
+
+
+def _leaves(carry: Carry) -> list[np.ndarray]:
+    """The parts of a carry as arrays of their own."""
+    return [leaf.detach().cpu().numpy().copy() for leaf in pytree.tree_leaves(carry)]
+
+
+def _in_order(memories: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+    """The arrays ``carry.0, carry.1, ...``."""
+    return tuple(memories[f"carry.{i}"] for i in range(len(memories)))

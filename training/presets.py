@@ -13,79 +13,143 @@ from icrl_agents.errors import UnknownNameError
 from icrl_agents.training.distillation import DistillationConfig
 from icrl_agents.training.on_policy import OnPolicyConfig
 
-_REACHER_GOAL = "icrl/ReacherGoal-v0"
+_REACHER_GOAL, _PUSHER_GOAL = "icrl/ReacherGoal-v0", "icrl/PusherGoal-v0"
+_HALF_CHEETAH_VEL, _ANT_DIR = "icrl/HalfCheetahVel-v0", "icrl/AntDir-v0"
+
+
+def _paper(env_id: str, keep_every: int, episodes: int, histories: int, weight_decay: float) -> DistillationConfig:
+    """Table 5: Adam, cosine with warm-up, 450 epochs of all histories. Episodes are those of a whole kept history.
+
+    Not in the paper: batch size, learning rate, warm-up, noise. The weight decay is decoupled here (AdamW).
+    """
+    return DistillationConfig(
+        name="",
+        env_id=env_id,
+        keep_every=keep_every,
+        episodes=episodes,
+        updates=450 * histories // 16,
+        learning_rate=3e-4,
+        warmup=500,
+        weight_decay=weight_decay,
+        betas=(0.9, 0.999),
+        val_episodes=40,
+        validate_every=500,
+    )
+
 
 _DISTILLATION: dict[tuple[str, str], DistillationConfig] = {
     # 350 histories of 400 episodes; one in 10 kept: sequences of 40 episodes, 2,000 tokens, a whole history.
     (_REACHER_GOAL, "laptop"): DistillationConfig(
         name="", env_id=_REACHER_GOAL, keep_every=10, episodes=40, updates=600, learning_rate=1.5e-3
     ),
-    # Table 5: Adam, cosine with warm-up, k = 4, weight decay 1e-4, 450 epochs: 450 x 350 histories / 16.
-    # Not in the paper: batch size, learning rate, warm-up, noise. The weight decay is decoupled here (AdamW).
-    (_REACHER_GOAL, "paper"): DistillationConfig(
-        name="",
-        env_id=_REACHER_GOAL,
-        keep_every=4,
-        episodes=100,
-        updates=9_844,
-        learning_rate=3e-4,
-        warmup=500,
-        weight_decay=1e-4,
-        betas=(0.9, 0.999),
-        val_episodes=40,
-        validate_every=500,
+    # Whole kept histories of 40 episodes, too: 4,000 and 8,000 tokens.
+    (_PUSHER_GOAL, "laptop"): DistillationConfig(
+        name="", env_id=_PUSHER_GOAL, keep_every=25, episodes=40, updates=600, batch_size=8, learning_rate=1.5e-3
     ),
+    (_HALF_CHEETAH_VEL, "laptop"): DistillationConfig(
+        name="", env_id=_HALF_CHEETAH_VEL, keep_every=10, episodes=40, updates=600, batch_size=4, learning_rate=1.5e-3
+    ),
+    (_ANT_DIR, "laptop"): DistillationConfig(
+        name="", env_id=_ANT_DIR, keep_every=10, episodes=40, updates=600, batch_size=4, learning_rate=1.5e-3
+    ),
+    (_REACHER_GOAL, "paper"): _paper(_REACHER_GOAL, 4, 100, 5 * 70, 1e-4),
+    (_PUSHER_GOAL, "paper"): _paper(_PUSHER_GOAL, 10, 100, 5 * 35, 2e-4),
+    (_HALF_CHEETAH_VEL, "paper"): _paper(_HALF_CHEETAH_VEL, 8, 50, 5 * 15, 5e-4),
+    (_ANT_DIR, "paper"): _paper(_ANT_DIR, 10, 50, 5 * 30, 5e-4),
 }
 """(environment, preset) -> everything but the backbone, for distilling histories."""
 
+_ON_POLICY_LAPTOP: Mapping[str, Any] = {
+    "target": "final_policy",
+    "input_noise": 0.0,
+    "head_hidden": 256,  # with what it knows of the task it has to do what the teacher's two layers of 256 do
+    "head_layers": 2,
+    "learning_rate": 2e-3,
+    "val_fraction": 0.0,
+}
 _ON_POLICY: dict[tuple[str, str], Mapping[str, Any]] = {
     # The shipped agents: see docs/results.md for what was tried beside it.
     (_REACHER_GOAL, "laptop"): {
-        "on_policy": OnPolicyConfig(),
-        "target": "final_policy",
-        "updates": 800,
-        "input_noise": 0.0,
-        "head_hidden": 256,  # with what it knows of the task it has to do what the teacher's two layers of 256 do
-        "head_layers": 2,
+        **_ON_POLICY_LAPTOP,
+        "on_policy": OnPolicyConfig(short_fraction=0.5),
+        "updates": 1000,
         "batch_size": 8,
-        "learning_rate": 2e-3,
-        "val_fraction": 0.0,
-        "validate_every": 50,
     },
-    (_REACHER_GOAL, "paper"): {
-        "on_policy": OnPolicyConfig(),
-        "target": "final_policy",
-        "episodes": 40,
-        "val_fraction": 0.0,
+    # Lives of up to 40 episodes, cut into rounds of 10 or 5.
+    (_PUSHER_GOAL, "laptop"): {
+        **_ON_POLICY_LAPTOP,
+        "on_policy": OnPolicyConfig(short_episodes=4, short_fraction=0.3, life_rounds=4),
+        "episodes": 10,
+        "updates": 1000,
+        "batch_size": 16,
+    },
+    (_HALF_CHEETAH_VEL, "laptop"): {
+        **_ON_POLICY_LAPTOP,
+        "on_policy": OnPolicyConfig(rows_per_task=6, short_episodes=2, short_fraction=0.3, life_rounds=8),
+        "episodes": 5,
+        "updates": 1000,
+        "batch_size": 16,
+    },
+    (_ANT_DIR, "laptop"): {
+        **_ON_POLICY_LAPTOP,
+        "on_policy": OnPolicyConfig(short_episodes=2, short_fraction=0.3, life_rounds=8),
+        "episodes": 5,
+        "updates": 1000,
+        "batch_size": 16,
+    },
+    **{
+        (env_id, "paper"): {
+            "on_policy": OnPolicyConfig(),
+            "target": "final_policy",
+            "episodes": 40,
+            "val_fraction": 0.0,
+        }
+        for env_id in (_REACHER_GOAL, _PUSHER_GOAL, _HALF_CHEETAH_VEL, _ANT_DIR)
     },
 }
 """(environment, preset) -> what on-policy distillation changes."""
 
-_BACKBONES: dict[tuple[str, str, str], Mapping[str, Any]] = {
-    (_REACHER_GOAL, "laptop", "mamba"): {"d_model": 96, "n_layers": 3},
-    (_REACHER_GOAL, "laptop", "mamba2"): {"d_model": 96, "n_layers": 3, "d_state": 48},  # as many parameters
-    # As many parameters as the Mamba beside it, and the last 10 episodes in sight.
-    (_REACHER_GOAL, "laptop", "transformer"): {
-        "d_model": 96,
-        "n_layers": 3,
-        "n_heads": 4,
-        "d_ff": 192,
-        "context_length": 500,
-    },
-    (_REACHER_GOAL, "paper", "mamba"): {"d_model": 384, "n_layers": 6},  # table 6; no separate 32-d embedding
-    (_REACHER_GOAL, "paper", "mamba2"): {"d_model": 384, "n_layers": 6},  # as many parameters; not in the paper
-    # Table 7. Embeddings of 42 for each of a transition's four parts make 168, and about 6 M parameters.
-    (_REACHER_GOAL, "paper", "transformer"): {
-        "d_model": 168,
-        "n_layers": 8,
-        "n_heads": 4,
-        "d_ff": 2_048,
-        "context_length": 5_000,
-        "position": "absolute",
-        "max_positions": 5_000,
-    },
+
+def _laptop_backbones(context_length: int) -> dict[str, Mapping[str, Any]]:
+    """Three of about as many parameters; the transformer sees the last ``context_length`` steps."""
+    return {
+        "mamba": {"d_model": 96, "n_layers": 3},
+        "mamba2": {"d_model": 96, "n_layers": 3, "d_state": 48},
+        "transformer": {"d_model": 96, "n_layers": 3, "n_heads": 4, "d_ff": 192, "context_length": context_length},
+    }
+
+
+def _paper_backbones(width: int, layers: int, attention_width: int, attention_layers: int, context: int) -> Any:
+    """Tables 6 and 7: as many parameters each; without the Mamba's separate 32-d embedding. Mamba-2 is ours.
+
+    The transformer's width is four times the table's, which embeds a transition's four parts one by one.
+    """
+    return {
+        "mamba": {"d_model": width, "n_layers": layers},
+        "mamba2": {"d_model": width, "n_layers": layers},
+        "transformer": {
+            "d_model": attention_width,
+            "n_layers": attention_layers,
+            "n_heads": 4,
+            "d_ff": 2_048,
+            "context_length": context,
+            "position": "absolute",
+            "max_positions": context,
+        },
+    }
+
+
+_BACKBONES: dict[tuple[str, str], Mapping[str, Mapping[str, Any]]] = {
+    (_REACHER_GOAL, "laptop"): _laptop_backbones(500),  # the last 10 episodes in sight
+    (_PUSHER_GOAL, "laptop"): _laptop_backbones(500),
+    (_HALF_CHEETAH_VEL, "laptop"): _laptop_backbones(500),
+    (_ANT_DIR, "laptop"): _laptop_backbones(500),
+    (_REACHER_GOAL, "paper"): _paper_backbones(384, 6, 168, 8, 5_000),
+    (_PUSHER_GOAL, "paper"): _paper_backbones(512, 8, 256, 9, 10_000),
+    (_HALF_CHEETAH_VEL, "paper"): _paper_backbones(512, 8, 256, 9, 10_000),
+    (_ANT_DIR, "paper"): _paper_backbones(512, 8, 512, 6, 10_000),  # 19 M by this reading; the table says 14
 }
-"""(environment, preset, backbone) -> the backbone's options."""
+"""(environment, preset) -> the options of each backbone."""
 
 
 Method = Literal["ad", "on-policy"]
@@ -108,7 +172,7 @@ def distillation_preset(env_id: str, preset: str, backbone: str = "mamba", metho
         ("environment with presets", env_id, {e for e, _ in _DISTILLATION}),
         ("preset", preset, {p for e, p in _DISTILLATION if e == env_id}),
         ("method", method, {"ad", "on-policy"}),
-        ("backbone with presets", backbone, {b for e, p, b in _BACKBONES if (e, p) == (env_id, preset)}),
+        ("backbone with presets", backbone, _BACKBONES.get((env_id, preset), {})),
     ):
         if name not in known:
             raise UnknownNameError(kind, name, known)
@@ -116,6 +180,6 @@ def distillation_preset(env_id: str, preset: str, backbone: str = "mamba", metho
         _DISTILLATION[env_id, preset],
         name=f"{short_name(env_id)}-{backbone}",
         backbone=backbone,
-        backbone_options=_BACKBONES[env_id, preset, backbone],
+        backbone_options=_BACKBONES[env_id, preset][backbone],
         **(_ON_POLICY[env_id, preset] if method == "on-policy" else {}),
     )

@@ -47,17 +47,19 @@ class TokenHistory:
 
 @dataclass(frozen=True)
 class WindowBatch:
-    """Windows side by side. Each begins with an empty memory.
+    """Windows side by side.
 
     Attributes:
         tokens: ``[B, L, T]`` raw tokens; zeros where a history was shorter than the window.
         targets: ``[B, L, A]``.
         mask: ``[B, L]`` bool, True where there is a step.
+        memory: the parts of the backbone's carry that they begin with, ``[B, ...]`` each; none: an empty memory.
     """
 
     tokens: np.ndarray
     targets: np.ndarray
     mask: np.ndarray
+    memory: tuple[np.ndarray, ...] = ()
 
 
 def kept_episodes(episodes: int, keep_every: int, offset: int | None = None) -> np.ndarray:

@@ -181,7 +181,7 @@ def test_specialised_learners_begin_as_the_informed_one(specialised: HistoryData
         special.critic(special._normalized(observations)).flatten(0, 1),
         informed.critic(informed._normalized(told[None]))[0],
     )
-    torch.testing.assert_close(special.std().squeeze(1), informed.std()[0].expand(len(tasks), -1))
+    assert (special.std() == 1).all()  # they explore anew
     with pytest.raises(ConfigError, match="as wide"):
         informed.specialised(PPOConfig(hidden=(9,)), vectors, list(range(len(tasks))), 1)
 

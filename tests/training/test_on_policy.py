@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
+from torch.utils import _pytree as pytree
 
 from icrl_agents.agent import InContextAgent
 from icrl_agents.envs import task_split
@@ -172,6 +174,59 @@ def test_an_agent_that_relives_a_round_acts_as_the_student_did(tmp_path: Path, m
         agent.observe(tokens[:, t + 1, 18], done, action=action)
 
 
+@pytest.mark.parametrize("backbone", ["mamba", "transformer"])
+def test_a_life_goes_on_over_rounds(tmp_path: Path, manifest: Manifest, backbone: str) -> None:
+    """An agent that relives the rounds one after the other acts as the student did, and remembers what was stored;
+    rows whose life was over begin anew. Sequences that begin with the stored memory continue the life."""
+    lives = OnPolicyConfig(
+        round_updates=1, life_rounds=3, teacher=(0.0,), wrong_teacher=0.0, noise=(0.0,), short_fraction=0.0
+    )
+    student = agent_config(config(backbone), manifest)
+    torch.manual_seed(0)
+    model = InContextModel(student.model).eval()
+    sampler = OnPolicySampler(
+        lives, manifest, student, LinearTeachers(), tmp_path, updates=6, batch_size=2, episodes=1, seed=7
+    )
+    statistics = model.token_mean.clone(), model.token_std.clone()
+    rounds = []
+    for number in range(6):
+        sampler.prepare(number + 1, model)
+        model.token_mean.copy_(statistics[0])  # as they were when round 0 was acted
+        model.token_std.copy_(statistics[1])
+        rounds.append(load_arrays(tmp_path / f"rounds/{number:05d}.safetensors"))
+    agent = InContextAgent(model, student)
+    agent.reset(num_envs=ROWS)
+    ages = np.zeros(ROWS, int)
+    for before, now in pairwise([None, *rounds]):
+        tokens = now["tokens"]
+        if before is not None:
+            over = before["lives.rounds_left"] == 0
+            agent.forget(over)
+            ages = np.where(over, 0, ages + 1)
+        np.testing.assert_array_equal(tokens[:, 0, 19], 1.0)
+        np.testing.assert_array_equal(~tokens[:, 0, 8:19].any(1), ages == 0)
+        for i, leaf in enumerate(pytree.tree_leaves(agent.get_state().carry)):
+            np.testing.assert_allclose(now[f"carry.{i}"], leaf, atol=1e-5)
+        predicted, _ = model(torch.from_numpy(tokens), carry_of(model, now))
+        for t in range(50):
+            action = agent.act(tokens[:, t, :8])
+            np.testing.assert_allclose(action, predicted.mean[:, t].detach().clip(-1, 1), atol=1e-5)
+            if t < 49:
+                np.testing.assert_allclose(action, tokens[:, t + 1, 16:18], atol=1e-5)
+                agent.observe(tokens[:, t + 1, 18], np.zeros(ROWS, bool), action=action)
+        # what the last action brought is told by the next round, where the life goes on
+        following = now["lives.tokens"]
+        agent.observe(following[:, 18], np.ones(ROWS, bool), action=following[:, 16:18])
+    assert ages.max() <= 2
+    assert len(np.unique(ages)) > 1
+    assert len(sampler.sample().memory) == sum(name.startswith("carry.") for name in rounds[0])
+
+
+def carry_of(model: InContextModel, round_: Round) -> Any:
+    leaves, structure = pytree.tree_flatten(model.backbone.initial_carry(1))
+    return pytree.tree_unflatten([torch.from_numpy(round_[f"carry.{i}"]) for i in range(len(leaves))], structure)
+
+
 def test_rewards_are_those_of_the_rows_task(tmp_path: Path, manifest: Manifest) -> None:
     """The fingertip in an observation is where the reward's was, but for one physics step of 0.01 s."""
     tokens = first_round(tmp_path, manifest)["tokens"].reshape(3, 2, 100, 20)
@@ -324,14 +379,16 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("save_seconds", [0.0, 1e9])  # after every update, or only where a round begins
 @pytest.mark.parametrize("update", [1, 2, 3, 4, 6])  # 1, 3 and 5 begin a round
+@pytest.mark.parametrize("life_rounds", [1, 3])
 def test_a_killed_run_ends_as_if_it_had_not_been_killed(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, update: int, save_seconds: float
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, update: int, save_seconds: float, life_rounds: int
 ) -> None:
     monkeypatch.setattr(distillation, "SAVE_SECONDS", save_seconds)
-    run(config(), data, tmp_path / "whole")
+    on_policy = dataclasses.replace(config().on_policy, life_rounds=life_rounds)
+    run(config(on_policy=on_policy), data, tmp_path / "whole")
     with killed_before(update, monkeypatch):
-        run(config(), data, tmp_path / "killed")
-    run(config(), data, tmp_path / "killed")
+        run(config(on_policy=on_policy), data, tmp_path / "killed")
+    run(config(on_policy=on_policy), data, tmp_path / "killed")
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
@@ -404,6 +461,7 @@ def test_not_a_teacher_for_each_task(data: Path, tmp_path: Path) -> None:
         {"round_updates": 0},
         {"keep_rounds": 0},
         {"short_episodes": 0},
+        {"life_rounds": 0},
         {"teacher": ()},
         {"teacher": (1.0, 1.1)},
         {"wrong_teacher": -0.1},
