@@ -1,9 +1,10 @@
 """Time of the selective scan alone, a token: every kernel that runs here, and a plain loop in C with ``expf``.
 
 All take turns in one run on the same arguments; the table has best and median times and ratios to the best. The
-reference runs forward only and in few turns: it is slow. The C version is compiled here by gcc where it is installed:
-vectorised over channels by ``-O3 -ffast-math`` with the C library's ``expf``, one thread for each part of the batch,
-forward only.
+reference runs forward only and in few turns: it is slow. Between two turns there is a pause, because OpenMP's threads
+go on spinning for some milliseconds on the cores that the next contender needs. The C version is compiled here by gcc
+where it is installed: vectorised over channels by ``-O3 -ffast-math`` with the C library's ``expf``, one thread for
+each part of the batch, forward only.
 """
 
 import argparse
@@ -53,6 +54,8 @@ void scan(int batch, int length, int channels, int states, const float *u, const
     }
 }
 """
+
+PAUSE = 0.05  # seconds
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--batch", type=int, default=2)
@@ -134,6 +137,7 @@ with tempfile.TemporaryDirectory() as folder:
         for name, run in contenders.items():
             if name.startswith("reference") and turn > 2:
                 continue
+            time.sleep(PAUSE)
             started = time.perf_counter()
             run()
             if turn:

@@ -25,6 +25,7 @@ parser.add_argument("--length", type=int, default=1024)
 parser.add_argument("--long", type=int, nargs="+", default=[1024, 8192, 32_768], help="lengths of a single row")
 parser.add_argument("--window", type=int, default=500, help="of the transformer")
 parser.add_argument("--turns", type=int, default=3)
+parser.add_argument("--models", nargs="+", help="only these, by their names in the table")
 parser.add_argument("--peak-memory-of", metavar="MODEL", help="print the bytes that training this model adds, no more")
 arguments = parse(parser)
 if arguments.quick:
@@ -65,6 +66,8 @@ ours: dict[str, Callable[[], Rival]] = {
 if not arguments.quick:
     ours["mamba, reference kernel"] = lambda: Ours("mamba", size, "reference")
 makers = ours | others(d_model, n_layers)
+if arguments.models:
+    makers = {name: make for name, make in makers.items() if name in arguments.models}
 torch.manual_seed(0)
 
 if arguments.peak_memory_of:
@@ -75,7 +78,7 @@ if arguments.peak_memory_of:
     raise SystemExit
 
 rivals = {name: make() for name, make in makers.items()}
-baseline = BASELINE if BASELINE in rivals else "mamba"
+baseline = BASELINE if BASELINE in rivals else next(iter(rivals))
 tokens = {n: arguments.batch * (arguments.length // 4 if n in SLOW else arguments.length) for n in rivals}
 sequences = {n: torch.randn(arguments.batch, tokens[n] // arguments.batch, d_model) for n in rivals}
 seconds = take_turns({n: partial(rival.train, sequences[n]) for n, rival in rivals.items()}, arguments.turns)
@@ -100,7 +103,7 @@ for name, rival in rivals.items():
         f"{row['peak_bytes'] / 2**20:10,.0f}{row['memory_ratio']:8.3f}"
     )
 
-fast = [name for name in ours if name not in SLOW]
+fast = [name for name in rivals if name in ours and name not in SLOW]
 rows = {(n, length): torch.randn(1, length, d_model) for n in fast for length in arguments.long}
 seconds = take_turns({str(key): partial(rivals[key[0]].train, x) for key, x in rows.items()}, min(2, arguments.turns))
 print(f"\nus/token of one row, by length {'':3}" + "".join(f"{length:>10,}" for length in arguments.long) + "   growth")
