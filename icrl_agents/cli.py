@@ -332,6 +332,10 @@ class Anchors:
     """Named task split."""
     steps_per_task: int = 200_000
     """Environment steps of each oracle."""
+    informed: Path | None = None
+    """Dataset of a task-informed source: oracles begin from its learner, and are it where they take no steps."""
+    blind_iterations: int = 400
+    """Roll-outs of the blind policy."""
     data: Path | None = None
     """Folder for the oracles' histories; default: data/ENV/oracle."""
     out: Path | None = None
@@ -346,11 +350,15 @@ class Anchors:
         from icrl_agents.envs import resolve_env_id, short_name
         from icrl_agents.envs.anchors import ANCHOR_NAMES, anchor_file_name
         from icrl_agents.training.anchors import measure_anchors, save_anchors
-        from icrl_agents.training.collection import CollectionConfig
+        from icrl_agents.training.sources.presets import oracle_collection
 
         env_id = resolve_env_id(self.env)
-        config = CollectionConfig(env_id, self.split, steps_per_task=self.steps_per_task, seed=self.seed)
+        config = oracle_collection(env_id, self.split, self.steps_per_task, self.informed, self.seed)
         options = f"--split {self.split} --steps-per-task {self.steps_per_task} --seed {self.seed}"
+        if self.informed is not None:
+            options += f" --informed {self.informed}"
+        if self.blind_iterations != 400:
+            options += f" --blind-iterations {self.blind_iterations}"
         if set(self.only) != set(ANCHOR_NAMES):
             options += f" --only {' '.join(self.only)}"
         command = f"icrl-agents anchors {self.env} {options}"
@@ -358,7 +366,7 @@ class Anchors:
             env_id, self.split
         )
         data = self.data or Path("data") / short_name(env_id) / "oracle"
-        anchors = measure_anchors(config, data, command, only=self.only)
+        anchors = measure_anchors(config, data, command, only=self.only, blind_iterations=self.blind_iterations)
         save_anchors(anchors, out)
         for subset, returns in anchors.returns.items():
             means = ", ".join(f"{name} {sum(values) / len(values):.2f}" for name, values in returns.items())

@@ -58,7 +58,7 @@ def checkpoint(make_agent: Callable[..., InContextAgent], tmp_path_factory: pyte
 @pytest.fixture
 def tiny_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(source_presets._COLLECTIONS, (ENV_ID, "laptop"), TINY_SOURCE)  # type: ignore[arg-type]
-    informed = replace(TINY_SOURCE, task_informed=True, steps_per_task=200)
+    informed = replace(TINY_SOURCE, task_informed=True, steps_per_task=200, specialise=TINY_SOURCE.ppo)
     monkeypatch.setitem(source_presets._TASK_INFORMED, ENV_ID, informed)  # type: ignore[arg-type]
     of = {name: value for name, value in TINY_TRAINING.items() if name != "backbone_options"}
     at = (ENV_ID, "laptop")
@@ -345,8 +345,7 @@ def test_anchors(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:
     tiny = functools.partial(CollectionConfig, streams=1, shard_steps=100, ppo=TINY_SOURCE.ppo)
-    monkeypatch.setattr(collection, "CollectionConfig", tiny)
-    monkeypatch.setattr(anchors, "BLIND_ITERATIONS", 1)
+    monkeypatch.setattr(source_presets, "CollectionConfig", tiny)
     monkeypatch.setattr(anchors, "evaluate_policies", functools.partial(collection.evaluate_policies, episodes=1))
     arguments = [
         "anchors",
@@ -359,6 +358,8 @@ def test_anchors(
         "oracle",
         "--out",
         "anchors.json",
+        "--blind-iterations",
+        "1",
     ]
     assert "train it longer" in refused(*arguments)
     assert not Path("anchors.json").exists()
@@ -366,7 +367,9 @@ def test_anchors(
     shipped = load_anchors(ENV_ID, "paper")
     main(arguments)
     found = json.loads(Path("anchors.json").read_text())
-    assert found["command"] == "icrl-agents anchors reacher-goal --split paper --steps-per-task 100 --seed 5"
+    assert found["command"] == (
+        "icrl-agents anchors reacher-goal --split paper --steps-per-task 100 --seed 5 --blind-iterations 1"
+    )
     assert found["split_hash"] == shipped.split_hash == load_anchors(ENV_ID, "paper").split_hash
     assert {s: {n: len(v) for n, v in r.items()} for s, r in found["returns"].items()} == {
         "val": dict.fromkeys(("zero", "random", "blind", "oracle"), 10),
@@ -382,7 +385,25 @@ def test_anchors(
         "test": {"zero": 5, "random": 5},
     }
     assert "name all three, got ['blind']" in refused("anchors", "ant-dir", "--only", "blind", "--out", "no.json")
+    monkeypatch.delitem(anchors.ORACLE_FLOOR, "icrl/AntDir-v0")
     assert "no return is known" in refused("anchors", "ant-dir", "--only", "oracle", "--out", "no.json")
+
+
+@pytest.mark.usefixtures("tiny_presets")
+@pytest.mark.parametrize("steps", ["0", "200"])
+def test_oracles_that_begin_from_an_informed_learner(
+    steps: str, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    monkeypatch.setattr(anchors, "evaluate_policies", functools.partial(collection.evaluate_policies, episodes=1))
+    monkeypatch.setitem(anchors.ORACLE_FLOOR, ENV_ID, -1e9)
+    main(["collect", "reacher-goal", "--source", "task-informed", "--out", "informed"])
+    oracle = ["anchors", "reacher-goal", "--only", "oracle", "--steps-per-task", steps, "--data", "oracle"]
+    main([*oracle, "--informed", "informed", "--out", "found.json"])
+    found = json.loads(Path("found.json").read_text())
+    assert len(found["returns"]["test"]["oracle"]) == 30
+    assert ("then one learner a task for" in found["details"]["oracle"]) == (steps != "0")
+    main(["collect", "reacher-goal", "--out", "alone"])
+    assert "holds no learner of all tasks" in refused(*oracle, "--informed", "alone", "--out", "no.json")
 
 
 # ------------------------------------------------------------------ from nothing to an evaluated agent

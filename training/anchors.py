@@ -23,11 +23,16 @@ from icrl_agents.training.collection import (
     make_rows,
 )
 from icrl_agents.training.histories import HistoryDataset
-from icrl_agents.training.sources.policies import SnapshotPolicies
+from icrl_agents.training.sources.policies import SnapshotPolicies, snapshot_by_task
 from icrl_agents.training.sources.ppo import TaskParallelPPO
 from icrl_agents.training.sources.rollouts import RolloutCollector
 
-ORACLE_FLOOR = {"icrl/ReacherGoal-v0": -6.5}
+ORACLE_FLOOR = {
+    "icrl/ReacherGoal-v0": -6.5,
+    "icrl/PusherGoal-v0": -50.0,
+    "icrl/HalfCheetahVel-v0": -70.0,
+    "icrl/AntDir-v0": 500.0,
+}
 """Return below which a task's oracle has not been learned and is no anchor."""
 
 BLIND_ROWS_PER_TASK = 2
@@ -40,6 +45,7 @@ def measure_anchors(
     command: str,
     *,
     only: Sequence[str] = ANCHOR_NAMES,
+    blind_iterations: int = BLIND_ITERATIONS,
     quiet: bool = False,
 ) -> Anchors:
     """Measure anchors on the val and test tasks of a split.
@@ -47,10 +53,11 @@ def measure_anchors(
     Args:
         config: of the oracle's learners, one a val or test task; its subset is ignored. Where they begin from an
             ``informed`` learner, each task's oracle is its specialised policy or the informed one, whichever is better
-            on initial states of their own.
+            on initial states of their own; the informed one where they take no steps.
         directory: where the oracle's learning histories go; an interrupted run resumes there.
         command: what reproduces this, for the record.
         only: the anchors to measure; ``blind`` needs ``zero`` and ``random``, of which it may be the best.
+        blind_iterations: roll-outs that the blind policy learns from.
         quiet: no progress bars.
 
     Returns:
@@ -76,10 +83,9 @@ def measure_anchors(
     }
     acting = {name: act for name, act in acting.items() if name in only}
     if "blind" in only:
-        acting["blind"] = train_blind(config, quiet=quiet)
+        acting["blind"] = train_blind(config, blind_iterations, quiet=quiet)
     if "oracle" in only:
-        learned = collect(replace(config, subset="val+test"), directory, quiet=quiet)
-        acting["oracle"] = _oracle(config, learned, tasks, low, high)
+        acting["oracle"] = _oracle(config, directory, tasks, low, high, quiet)
     returns = {name: evaluate_policies(act, env_id, tasks, seed).mean(1) for name, act in acting.items()}
     val = slice(0, len(split.val))
     details: dict[str, Any] = {"episodes_per_task": EVALUATION_EPISODES, "seed": seed}
@@ -90,6 +96,8 @@ def measure_anchors(
         details["oracle"] = (
             f"task-parallel PPO, one learner a task, {config.steps_per_task} steps each, mean action"
             if config.informed is None
+            else "task-informed PPO over the train tasks, mean action"
+            if not config.specialise_steps_per_task
             else "task-informed PPO over the train tasks, then one learner a task for "
             f"{config.specialise_steps_per_task} steps, the better of both, mean action"
         )
@@ -99,6 +107,8 @@ def measure_anchors(
         details["blind_is"] = "a PPO policy trained over all train tasks" if best == "blind" else best
     if {"blind", "oracle"} & set(only):
         details["ppo"] = asdict(config.ppo)
+    if "blind" in only:
+        details["blind_iterations"] = blind_iterations
     subsets = {"val": val, "test": slice(len(split.val), None)}
     return Anchors(
         env_id=env_id,
@@ -114,20 +124,31 @@ def measure_anchors(
 
 
 def _oracle(
-    config: CollectionConfig, learned: HistoryDataset, tasks: list[Any], low: np.ndarray, high: np.ndarray
+    config: CollectionConfig, directory: str | Path, tasks: list[Any], low: np.ndarray, high: np.ndarray, quiet: bool
 ) -> Any:
     """The best known policy of each task: observations ``[tasks, episodes, N_o]`` to actions."""
-    special = SnapshotPolicies(learned.snapshot(), low, high)
     if config.informed is None:
-        return special.act
-    informed = SnapshotPolicies(learned.snapshot(0), low, high)
+        return SnapshotPolicies(
+            collect(replace(config, subset="val+test"), directory, quiet=quiet).snapshot(), low, high
+        ).act
+    definition = env_definition(config.env_id)
+    vectors = np.stack([definition.task_vector(task) for task in tasks])
+    learner = TaskParallelPPO(config.ppo, definition.observation_dim + vectors.shape[1], len(low), [0], 1, 1)
+    learner.load_state_dict(
+        {name: torch.from_numpy(array.copy()) for name, array in HistoryDataset(config.informed).learner().items()}
+    )
+    informed = SnapshotPolicies(snapshot_by_task(learner.snapshot(), vectors), low, high)
+    if not config.specialise_steps_per_task:
+        return informed.act
+    learned = collect(replace(config, subset="val+test"), directory, quiet=quiet)
+    special = SnapshotPolicies(learned.snapshot(), low, high)
     choosing = config.seed + 1  # other initial states than those that count
     before, after = (evaluate_policies(p.act, config.env_id, tasks, choosing).mean(1) for p in (informed, special))
     better = (after >= before)[:, None, None]
     return lambda observations: np.where(better, special.act(observations), informed.act(observations))
 
 
-def train_blind(config: CollectionConfig, *, quiet: bool = False) -> Any:
+def train_blind(config: CollectionConfig, iterations: int, *, quiet: bool = False) -> Any:
     """One PPO learner over all train tasks at once; its policy sees neither task nor reward.
 
     Returns:
@@ -143,11 +164,11 @@ def train_blind(config: CollectionConfig, *, quiet: bool = False) -> Any:
         int(np.prod(space.shape or ())),
         [learner_seed(config.seed, 0)],
         env.num_envs,
-        BLIND_ITERATIONS,
+        iterations,
     )
     observations, _ = env.reset(seed=config.seed)
     collector = RolloutCollector(env, learner, observations)
-    for _ in track(range(BLIND_ITERATIONS), "blind policy", disable=quiet):
+    for _ in track(range(iterations), "blind policy", disable=quiet):
         learner.update(collector.collect()[0])
     policy = SnapshotPolicies(learner.snapshot(), space.low, space.high)  # type: ignore[attr-defined]
 

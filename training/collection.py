@@ -120,8 +120,6 @@ def _collect(
 ) -> None:
     source = _Source(config, manifest, writer)
     env, steps = source.env, writer.steps
-    if config.informed is not None:
-        writer.save_snapshot(0, source.snapshot())  # what they all begin from
     with collection_progress(quiet) as bar:
         task = bar.add_task("collecting", total=config.steps * env.num_envs, completed=steps * env.num_envs, note="")
         while steps < config.steps:

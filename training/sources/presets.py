@@ -48,6 +48,9 @@ PAPER_SB3: Mapping[str, Mapping[str, Any]] = {
 }
 """Tables 1 and 2, as stable-baselines3 names them."""
 
+_SPECIALISED = PPOConfig(learning_rate=3e-4, hidden=(256, 256))
+"""For learners that begin from an informed one, with the little noise that it has left: small steps."""
+
 _RUNNING_PPO = PPOConfig(n_steps=200, n_minibatches=32, learning_rate=5e-4, gamma=0.99, log_std_init=-0.5)
 """For the two that run: what pays comes later than in a reach."""
 
@@ -63,13 +66,14 @@ _TASK_INFORMED: Mapping[str, CollectionConfig] = {
         task_informed=True,
         ppo=PPOConfig(n_minibatches=16, hidden=(256, 256)),
         specialise_steps_per_task=30_000,
-        specialise=PPOConfig(learning_rate=3e-4, hidden=(256, 256)),
+        specialise=_SPECIALISED,
     ),
     "icrl/PusherGoal-v0": CollectionConfig(
         "icrl/PusherGoal-v0",
         steps_per_task=200_000,
         task_informed=True,
         ppo=PPOConfig(n_minibatches=16, gamma=0.97, hidden=(256, 256)),
+        specialise=replace(_SPECIALISED, gamma=0.97),
     ),
     "icrl/HalfCheetahVel-v0": CollectionConfig(
         "icrl/HalfCheetahVel-v0",
@@ -77,12 +81,14 @@ _TASK_INFORMED: Mapping[str, CollectionConfig] = {
         streams=10,
         task_informed=True,
         ppo=replace(_RUNNING_PPO, hidden=(256, 256)),
+        specialise=replace(_SPECIALISED, n_steps=200, gamma=0.99),
     ),
     "icrl/AntDir-v0": CollectionConfig(
         "icrl/AntDir-v0",
         steps_per_task=300_000,
         task_informed=True,
         ppo=replace(_RUNNING_PPO, hidden=(256, 256)),
+        specialise=replace(_SPECIALISED, n_steps=200, gamma=0.99),
     ),
 }
 """One learner has the samples of all tasks, and more to tell apart: a wider network, fewer steps a task."""
@@ -97,6 +103,28 @@ def collection_preset(env_id: str, preset: str) -> CollectionConfig:
     if (env_id, preset) not in _COLLECTIONS:
         raise UnknownNameError(f"collection preset of {env_id}", preset, [p for e, p in _COLLECTIONS if e == env_id])
     return _COLLECTIONS[env_id, preset]
+
+
+def oracle_collection(
+    env_id: str, split: str, steps_per_task: int, informed: str | Path | None, seed: int
+) -> CollectionConfig:
+    """How the oracles of an environment learn: on their own, or from the learner of a task-informed dataset.
+
+    Raises:
+        UnknownNameError: the environment has no task-informed source.
+    """
+    if informed is None:
+        return CollectionConfig(env_id, split, steps_per_task=steps_per_task, seed=seed)
+    if env_id not in _TASK_INFORMED:
+        raise UnknownNameError("environment with a task-informed source", env_id, _TASK_INFORMED)
+    return replace(
+        _TASK_INFORMED[env_id],
+        split=split,
+        seed=seed,
+        steps_per_task=0,
+        informed=str(informed),
+        specialise_steps_per_task=steps_per_task,
+    )
 
 
 def run_collection(
