@@ -1,7 +1,7 @@
 """Collecting learning histories: task-parallel learners at work, every step recorded, resumable at every shard."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,9 @@ class CollectionConfig:
         seed: of everything.
         task_informed: one learner over all tasks whose policy sees the task vector, instead of one learner a task.
         ppo: the source algorithm's hyper-parameters.
+        specialise_steps_per_task: steps that follow, in which the one informed learner has become one learner a task;
+            0 does without.
+        specialise: hyper-parameters of those; its networks are as wide.
     """
 
     env_id: str
@@ -58,11 +61,21 @@ class CollectionConfig:
     seed: int = 0
     task_informed: bool = False
     ppo: PPOConfig = field(default_factory=PPOConfig)
+    specialise_steps_per_task: int = 0
+    specialise: PPOConfig | None = None
+
+    @property
+    def shared_steps(self) -> int:
+        """Steps per history before learners specialise, a whole number of shards."""
+        return self._whole_shards(self.steps_per_task)
 
     @property
     def steps(self) -> int:
-        """Steps per history, a whole number of shards."""
-        return self.steps_per_task // self.streams // self.shard_steps * self.shard_steps
+        """Steps per history in all."""
+        return self.shared_steps + self._whole_shards(self.specialise_steps_per_task)
+
+    def _whole_shards(self, steps_per_task: int) -> int:
+        return steps_per_task // self.streams // self.shard_steps * self.shard_steps
 
 
 def collect(
@@ -102,38 +115,25 @@ def _collect(
     on_shard: Callable[[int], None] | None,
     quiet: bool,
 ) -> None:
-    env = make_rows(config.env_id, manifest.tasks, config.streams)
-    tasks = np.stack([env.definition.task_vector(task) for task in manifest.tasks])
-    learners = 1 if config.task_informed else len(tasks)
-    learner = TaskParallelPPO(
-        config.ppo,
-        manifest.observation_dim + (tasks.shape[1] if config.task_informed else 0),
-        manifest.action_dim,
-        [learner_seed(config.seed, k) for k in range(learners)],
-        env.num_envs // learners,
-        iterations=config.steps // config.ppo.n_steps,
-    )
-    collector = _begin_or_resume(writer, env, learner, config, tasks)
-
-    def snapshot() -> dict[str, Tensor]:
-        return snapshot_by_task(learner.snapshot(), tasks) if config.task_informed else learner.snapshot()
-
-    every = max(1, config.steps // config.ppo.n_steps // config.snapshots) * config.ppo.n_steps
-    steps = writer.steps
+    source = _Source(config, manifest, writer)
+    env, steps = source.env, writer.steps
     with collection_progress(quiet) as bar:
         task = bar.add_task("collecting", total=config.steps * env.num_envs, completed=steps * env.num_envs, note="")
         while steps < config.steps:
+            if steps == config.shared_steps:
+                source.specialise()
             recordings: list[Recording] = []
-            for _ in range(config.shard_steps // config.ppo.n_steps):
-                rollout, recording = collector.collect()
-                learner.update(rollout)
+            n_steps = source.learner.config.n_steps
+            for _ in range(config.shard_steps // n_steps):
+                rollout, recording = source.collector.collect()
+                source.learner.update(rollout)
                 recordings.append(recording)
-                steps += config.ppo.n_steps
-                if steps % every == 0 or steps == config.steps:
-                    writer.save_snapshot(steps, snapshot())
+                steps += n_steps
+                if source.keeps_snapshot(steps):
+                    writer.save_snapshot(steps, source.snapshot())
                 per_episode = float(recording.arrays["rewards"].mean()) * manifest.episode_steps
                 bar.update(task, completed=steps * env.num_envs, note=f"return {per_episode:8.2f}")
-            writer.append(_joined(recordings), _state(env, learner, collector))
+            writer.append(_joined(recordings), source.state())
             if not bar.console.is_terminal and not quiet:
                 print(
                     f"{steps} of {config.steps} steps per history, return per episode {per_episode:.2f}",
@@ -142,8 +142,89 @@ def _collect(
             if on_shard is not None:
                 on_shard(steps)
     bounds = env.single_action_space
-    policies = SnapshotPolicies(snapshot(), bounds.low, bounds.high)  # type: ignore[attr-defined]
+    policies = SnapshotPolicies(source.snapshot(), bounds.low, bounds.high)  # type: ignore[attr-defined]
     writer.finish(evaluate_policies(policies.act, config.env_id, list(manifest.tasks), config.seed).mean(1))
+
+
+class _Source:
+    """The learners of a collection, the rows they act in, and where both stand.
+
+    Args:
+        config: of the collection.
+        manifest: of its dataset.
+        writer: what was committed before is gone on from.
+    """
+
+    def __init__(self, config: CollectionConfig, manifest: Manifest, writer: HistoryWriter) -> None:
+        self._config = config
+        self.env = make_rows(config.env_id, manifest.tasks, config.streams)
+        self._tasks = np.stack([self.env.definition.task_vector(task) for task in manifest.tasks])
+        learners = 1 if config.task_informed else len(self._tasks)
+        self.learner = TaskParallelPPO(
+            config.ppo,
+            manifest.observation_dim + (self._tasks.shape[1] if config.task_informed else 0),
+            manifest.action_dim,
+            self._seeds(learners),
+            self.env.num_envs // learners,
+            iterations=config.shared_steps // config.ppo.n_steps,
+        )
+        rows = [
+            int(np.random.SeedSequence([config.seed, k, s]).generate_state(1)[0])
+            for k in range(len(self._tasks))
+            for s in range(config.streams)
+        ]
+        observations, _ = self.env.reset(seed=rows)
+        seen = np.repeat(self._tasks, config.streams, axis=0) if config.task_informed else None
+        self.collector = RolloutCollector(self.env, self.learner, observations, seen)
+        saved = writer.resume_state()
+        if saved is not None:
+            if writer.steps > config.shared_steps:
+                self.specialise()
+            self._restore(saved)
+
+    @property
+    def _shared(self) -> bool:
+        """Whether one learner serves all tasks, now."""
+        return self._config.task_informed and self.learner.learners == 1
+
+    def specialise(self) -> None:
+        """Let the informed learner become one learner a task."""
+        config = self._config
+        assert config.specialise is not None
+        iterations = (config.steps - config.shared_steps) // config.specialise.n_steps
+        self.learner = self.learner.specialised(
+            config.specialise, self._tasks, self._seeds(len(self._tasks)), iterations
+        )
+        self.collector = RolloutCollector(self.env, self.learner, self.collector.observations)
+
+    def keeps_snapshot(self, steps: int) -> bool:
+        """Whether the policies after so many steps of each history are kept."""
+        config, n_steps = self._config, self.learner.config.n_steps
+        every = max(1, config.steps // n_steps // config.snapshots) * n_steps
+        return steps % every == 0 or steps == config.steps
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """The policies of all tasks."""
+        now = self.learner.snapshot()
+        return snapshot_by_task(now, self._tasks) if self._shared else now
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next steps depend on."""
+        return {
+            **{f"env.{name}": value for name, value in self.env.get_state().items()},
+            **{f"ppo.{name}": value for name, value in self.learner.state_dict().items()},
+            "observations": self.collector.observations,
+        }
+
+    def _restore(self, saved: Mapping[str, np.ndarray]) -> None:
+        self.env.set_state({k.removeprefix("env."): v for k, v in saved.items() if k.startswith("env.")})
+        self.learner.load_state_dict(
+            {k.removeprefix("ppo."): torch.from_numpy(v.copy()) for k, v in saved.items() if k.startswith("ppo.")}
+        )
+        self.collector.observations = saved["observations"]
+
+    def _seeds(self, learners: int) -> list[int]:
+        return [learner_seed(self._config.seed, k) for k in range(learners)]
 
 
 def evaluate_policies(
@@ -190,38 +271,6 @@ def learner_seed(seed: int, learner: int) -> int:
     return int(np.random.SeedSequence([seed, learner]).generate_state(1)[0])
 
 
-def _begin_or_resume(
-    writer: HistoryWriter,
-    env: MetaVectorEnv,
-    learner: TaskParallelPPO,
-    config: CollectionConfig,
-    tasks: np.ndarray,
-) -> RolloutCollector:
-    rows = [
-        int(np.random.SeedSequence([config.seed, k, s]).generate_state(1)[0])
-        for k in range(len(tasks))
-        for s in range(config.streams)
-    ]
-    observations, _ = env.reset(seed=rows)
-    saved = writer.resume_state()
-    if saved is not None:
-        env.set_state({k.removeprefix("env."): v for k, v in saved.items() if k.startswith("env.")})
-        learner.load_state_dict(
-            {k.removeprefix("ppo."): torch.from_numpy(v.copy()) for k, v in saved.items() if k.startswith("ppo.")}
-        )
-        observations = saved["observations"]
-    seen = np.repeat(tasks, config.streams, axis=0) if config.task_informed else None
-    return RolloutCollector(env, learner, observations, seen)
-
-
-def _state(env: MetaVectorEnv, learner: TaskParallelPPO, collector: RolloutCollector) -> dict[str, Any]:
-    return {
-        **{f"env.{name}": value for name, value in env.get_state().items()},
-        **{f"ppo.{name}": value for name, value in learner.state_dict().items()},
-        "observations": collector.observations,
-    }
-
-
 def _joined(recordings: list[Recording]) -> dict[str, np.ndarray]:
     """Consecutive recordings as the arrays of one shard."""
     names = recordings[0].arrays
@@ -236,6 +285,12 @@ def collection_manifest(config: CollectionConfig) -> Manifest:
     definition = env_definition(config.env_id)
     tasks = [task for part in config.subset.split("+") for task in split.subset(part)]
     probe = make_rows(config.env_id, tasks[:1], 1)
+    specialised: dict[str, Any] = {}
+    if config.specialise is not None and config.specialise_steps_per_task:
+        specialised = {
+            "specialise_steps_per_task": config.specialise_steps_per_task,
+            "specialise": dataclasses.asdict(config.specialise),
+        }
     return Manifest(
         env_id=config.env_id,
         mujoco_version=mujoco.__version__,
@@ -250,6 +305,7 @@ def collection_manifest(config: CollectionConfig) -> Manifest:
         source="task-informed PPO" if config.task_informed else "task-parallel PPO",
         hyperparameters={
             **dataclasses.asdict(config.ppo),
+            **specialised,
             "steps_per_task": config.steps_per_task,
             "shard_steps": config.shard_steps,
             "snapshots": config.snapshots,
@@ -264,7 +320,15 @@ def _check(config: CollectionConfig) -> None:
         raise ConfigError(
             f"shard_steps {config.shard_steps} is no multiple of the roll-out's {config.ppo.n_steps} steps"
         )
-    if config.steps < 1:
+    if config.specialise_steps_per_task:
+        if not config.task_informed or config.specialise is None:
+            raise ConfigError("learners specialise from one task-informed learner, by hyper-parameters of their own")
+        if config.shard_steps % config.specialise.n_steps:
+            raise ConfigError(
+                f"shard_steps {config.shard_steps} is no multiple of the {config.specialise.n_steps} steps of a "
+                "specialised learner's roll-out"
+            )
+    if config.shared_steps < 1:
         raise ConfigError(
             f"steps_per_task {config.steps_per_task} over {config.streams} streams is less than one shard of "
             f"{config.shard_steps} steps"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from icrl_agents.errors import ConfigError
 from icrl_agents.training.sources.batched import BatchedMLP, RunningMoments, clip_grad_norms
 
 
@@ -112,6 +113,46 @@ class TaskParallelPPO:
         self._discounted = torch.zeros(self.learners, streams)
         self._parameters = [*self.actor.parameters, *self.critic.parameters, self.log_std]
         self._optimizer = torch.optim.Adam(self._parameters, lr=config.learning_rate, eps=1e-5, fused=True)
+
+    def specialised(
+        self, config: PPOConfig, task_vectors: np.ndarray, seeds: Sequence[int], iterations: int
+    ) -> "TaskParallelPPO":
+        """K learners, one a task, that go on from what this one learner of all tasks has learned.
+
+        They agree where a task has several solutions, as independent learners do not, and each improves on its own.
+
+        Args:
+            config: of their learning; the networks have to be as wide as here, the noise begins where it is here.
+            task_vectors: ``[K, k]``, what this learner saw of the tasks; what they add becomes part of a bias.
+            seeds: one a new learner.
+            iterations: roll-outs that follow.
+
+        Raises:
+            ConfigError: other widths, or this is not one learner.
+        """
+        tasks, size = task_vectors.shape
+        if self.learners != 1 or config.hidden != self.config.hidden:
+            raise ConfigError(
+                f"one learner of all tasks is specialised, into networks as wide: got {self.learners} of "
+                f"{self.config.hidden} for {config.hidden}"
+            )
+        inputs = self.actor.weights[0].shape[1] - size
+        new = TaskParallelPPO(config, inputs, self.action_dim, seeds, self.streams // tasks, iterations)
+        mean, std = self.observation_moments.mean.float()[0], self.observation_moments.std.float()[0]
+        seen = ((torch.from_numpy(task_vectors).float() - mean[inputs:]) / std[inputs:]).clamp(-10, 10)  # [K, k]
+        with torch.no_grad():
+            for ours, theirs in ((self.actor, new.actor), (self.critic, new.critic)):
+                for old, parameter in zip(ours.parameters, theirs.parameters, strict=True):
+                    parameter.copy_(old[:, :inputs] if old is ours.weights[0] else old)
+                theirs.biases[0].add_((seen @ ours.weights[0][0, inputs:])[:, None])
+            new.log_std.copy_(self.log_std)
+        for name in ("observation_moments", "return_moments"):
+            ours, theirs = getattr(self, name), getattr(new, name)
+            kept = slice(0, theirs.mean.shape[1])
+            theirs.mean, theirs.var = (x[:, kept].expand(tasks, -1).clone() for x in (ours.mean, ours.var))
+            theirs.count = ours.count / tasks
+        new._discounted = self._discounted.view(tasks, -1).clone()
+        return new
 
     # Acting
 
