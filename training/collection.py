@@ -291,9 +291,7 @@ class Source:
         config = self._config
         assert config.specialise is not None
         iterations = (config.steps - config.shared_steps) // config.specialise.n_steps
-        self.learner = self.learner.specialised(
-            config.specialise, self._tasks, self._seeds(self._part), iterations
-        )
+        self.learner = self.learner.specialised(config.specialise, self._tasks, self._seeds(self._part), iterations)
         self.collector = RolloutCollector(self.env, self.learner, self.collector.observations)
 
     def _keeps_snapshot(self) -> bool:

@@ -26,6 +26,7 @@ from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.model import InContextModel
 from icrl_agents.training.collection import make_rows
 from icrl_agents.training.manifest import Manifest
+from icrl_agents.training.parallel import Processes
 from icrl_agents.training.windows import WindowBatch, token_statistics
 
 
@@ -90,6 +91,7 @@ class OnPolicySampler:
         batch_size: sequences of full length an update; of shorter ones it takes as many more.
         episodes: E of the full length.
         seed: of everything.
+        processes: that share the run; the first lets the student act, all get the round.
 
     Raises:
         ConfigError: there are not as many teachers as tasks.
@@ -107,11 +109,13 @@ class OnPolicySampler:
         batch_size: int,
         episodes: int,
         seed: int,
+        processes: Processes = Processes(),  # noqa: B008  frozen: one default is as good as many
     ) -> None:
         if len(teachers) != len(manifest.tasks):
             raise ConfigError(f"expected a teacher for each of {len(manifest.tasks)} tasks, got {len(teachers)}")
         self._config, self._manifest, self._agent_config = config, manifest, agent_config
         self._teachers, self._directory = teachers, directory / "rounds"
+        self._processes = processes
         self._rounds = -(-updates // config.round_updates)
         self._batch_steps = batch_size * episodes * manifest.episode_steps
         self._episodes, self._seed = episodes, seed
@@ -129,8 +133,9 @@ class OnPolicySampler:
         if within or number in self._kept:  # a resumed run has it already; it was acted with other statistics
             return False
         self._random = np.random.default_rng([self._seed, 1, number])
-        round_ = self._act(number, model)
-        write_atomically(self._file(number), lambda path: save_file(round_, path))
+        round_ = self._processes.from_first(lambda: self._act(number, model))
+        if self._processes.first:
+            write_atomically(self._file(number), lambda path: save_file(round_, path))
         self._kept[number] = round_
         self._forget(number)
         if number == 0:
@@ -236,7 +241,8 @@ class OnPolicySampler:
         """Drop rounds that are too old; the file of the one before stays until the run's state is past it."""
         for old in [n for n in self._kept if n <= number - self._config.keep_rounds]:
             del self._kept[old]
-        self._file(number - self._config.keep_rounds - 1).unlink(missing_ok=True)
+        if self._processes.first:
+            self._file(number - self._config.keep_rounds - 1).unlink(missing_ok=True)
 
     def _file(self, number: int) -> Path:
         return self._directory / f"{number:05d}.safetensors"

@@ -59,6 +59,10 @@ class WindowBatch:
     targets: np.ndarray
     mask: np.ndarray
 
+    def rows(self, rows: slice) -> "WindowBatch":
+        """Some of the windows."""
+        return WindowBatch(self.tokens[rows], self.targets[rows], self.mask[rows])
+
 
 def kept_episodes(episodes: int, keep_every: int, offset: int | None = None) -> np.ndarray:
     """Which episodes of a history are kept: ``offset, offset + k, offset + 2k, ...``.

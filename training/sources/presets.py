@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from icrl_agents.errors import MissingExtraError, UnknownNameError
-from icrl_agents.training.collection import CollectionConfig, collect
+from icrl_agents.errors import ConfigError, MissingExtraError, UnknownNameError
+from icrl_agents.training.collection import CollectionConfig, Engine, LocalEngine, collect
 from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.sources.ppo import PPOConfig
 
@@ -108,6 +108,7 @@ def run_collection(
     split: str = "paper",
     subset: str = "train",
     seed: int = 0,
+    engine: Engine | None = None,
     quiet: bool = False,
 ) -> HistoryDataset:
     """Collect by preset, with the named source.
@@ -122,6 +123,7 @@ def run_collection(
         split: named task split.
         subset: part of it.
         seed: of everything.
+        engine: where the learners work; None is this process.
         quiet: no progress bar.
     """
     if source == "task-informed":
@@ -134,9 +136,13 @@ def run_collection(
     if steps_per_task is not None:
         config = replace(config, steps_per_task=steps_per_task)
     if source in ("task-parallel", "task-informed"):
-        return collect(config, directory, quiet=quiet)
+        return collect(config, directory, engine=engine, quiet=quiet)
     if source not in PAPER_SB3:
         raise UnknownNameError("source", source, ("task-parallel", "task-informed", *PAPER_SB3))
+    if not isinstance(engine, LocalEngine | None):
+        raise ConfigError(
+            f"{source} is one learner of one task, which cannot be divided: collect it with --engine local"
+        )
     try:
         from icrl_agents.training.sources.sb3 import collect_sb3
     except ImportError as error:
