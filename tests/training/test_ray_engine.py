@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -154,7 +155,7 @@ def test_a_state_divided_and_put_together_is_the_same(tasks: int, rows: int, dat
         "number": np.array(7),
     }
     bounds = [int(own[0]) for own in np.array_split(np.arange(tasks), count)] + [tasks]
-    parts = [state_of(state, range(a, b), tasks) for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [state_of(state, range(a, b), tasks) for a, b in pairwise(bounds)]
     together = ray_engine._side_by_side(parts)
     for name, array in state.items():
         np.testing.assert_array_equal(together[name], array)
@@ -204,7 +205,7 @@ def test_a_lost_cluster_is_an_error_of_ours_and_what_was_committed_stays(inline:
 
 def test_what_cannot_be_divided_is_refused_before_anything_is_written(inline: InlineRay, tmp_path: Path) -> None:
     informed = replace(TINY, task_informed=True)
-    with pytest.raises(ConfigError, match="one learner of all tasks, which cannot be divided.*--engine local"):
+    with pytest.raises(ConfigError, match=r"one learner of all tasks, which cannot be divided.*--engine local"):
         collect(informed, tmp_path / "out", engine=RayEngine(), quiet=True)
     with pytest.raises(ConfigError, match="at most one a task, 10, got 11"):
         collect(TINY, tmp_path / "out", engine=RayEngine(shards=11), quiet=True)
