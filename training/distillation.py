@@ -32,7 +32,7 @@ from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.hub import save_checkpoint
 from icrl_agents.model import InContextModel
 from icrl_agents.training.histories import HistoryDataset
-from icrl_agents.training.lock import DirectoryLock
+from icrl_agents.training.lock import DirectoryLock, writing
 from icrl_agents.training.manifest import Manifest
 from icrl_agents.training.on_policy import OnPolicyConfig, OnPolicySampler, Teachers
 from icrl_agents.training.parallel import Processes, joined_processes
@@ -184,7 +184,8 @@ def train(
     Raises:
         ClusterError: another of the processes was lost, or the first met an error.
         ConfigError: ``out_dir`` holds another run, training diverged, or processes that cannot share a batch.
-        DatasetError: the data is damaged or of another environment, or another process works on the run.
+        DatasetError: the data is damaged or of another environment, another process works on the run, or the disk is
+            full.
         KeyboardInterrupt: after the state was saved.
     """
     dataset = HistoryDataset(dataset_dir)
@@ -379,7 +380,8 @@ class _Run:
             "processes": self._processes.count,
             "versions": versions(),
         }
-        save_checkpoint(self._directory, self._model, self._agent_config, training=training)
+        with writing(self._directory):
+            save_checkpoint(self._directory, self._model, self._agent_config, training=training)
 
     def _save(self) -> None:
         if not self._processes.first:

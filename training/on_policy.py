@@ -25,6 +25,7 @@ from icrl_agents.config import AgentConfig
 from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.model import InContextModel
 from icrl_agents.training.collection import make_rows
+from icrl_agents.training.lock import writing
 from icrl_agents.training.manifest import Manifest
 from icrl_agents.training.parallel import Processes
 from icrl_agents.training.windows import WindowBatch, token_statistics
@@ -135,7 +136,8 @@ class OnPolicySampler:
         self._random = np.random.default_rng([self._seed, 1, number])
         round_ = self._processes.from_first(lambda: self._act(number, model))
         if self._processes.first:
-            write_atomically(self._file(number), lambda path: save_file(round_, path))
+            with writing(self._directory):
+                write_atomically(self._file(number), lambda path: save_file(round_, path))
         self._kept[number] = round_
         self._forget(number)
         if number == 0:
