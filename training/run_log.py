@@ -88,7 +88,8 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        self._file.close()
+        with writing(self._directory):  # closing writes what could not be written before, once more
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 
