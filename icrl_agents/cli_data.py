@@ -31,8 +31,8 @@ class Histories:
         with console.status("comparing every file with its checksum") as status:
             report = report_histories(self.directory, on_task=lambda done: status.update(f"{done} tasks read"))
         manifest, progress, overall = report.manifest, report.manifest.progress, report.overall()
-        headings = ("episodes", "first return", "last return", "monotonicity", "coverage", "early ends")
-        columns = [Column(h, justify="right", min_width=max(map(len, h.split()))) for h in headings]
+        headings = ("episodes", "first\nreturn", "last\nreturn", "mono-\ntonicity", "coverage", "early\nends")
+        columns = [Column(heading, justify="right", no_wrap=True) for heading in headings]
         # Two numbers to tell a task by fit on a line of 80 characters.
         table = Table(Column("task", overflow="fold"), *columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         rows = [(_task(task.task), task.episodes, vars(task)) for task in report.tasks]

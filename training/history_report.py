@@ -141,9 +141,7 @@ def plot_histories(report: HistoryReport, path: str | Path) -> Path:
         left.plot(steps[drawn], curves[k][drawn], color=(*(3 * (1 - shade,)), 0.55), lw=0.8)
     there = np.isfinite(curves).any(0)
     left.plot(steps[there], np.nanmean(curves[:, there], 0), color="#d55e00", lw=2.2, label="mean over tasks")
-    left.plot(
-        [], [], color="#777777", lw=0.8, label=f"each of {len(report.tasks)} tasks; the darker, the better at its end"
-    )
+    left.plot([], [], color="#777777", lw=0.8, label=f"each of {len(report.tasks)} tasks; darker: better at its end")
     left.set(xlabel="step of the history", ylabel="return per episode", xlim=(0, manifest.progress.steps))
     left.set_title(f"{short_name(manifest.env_id)}: {manifest.source}, {manifest.streams_per_task} histories a task")
     left.legend(fontsize=8, framealpha=0.9, edgecolor="none", loc="lower right")
