@@ -29,7 +29,8 @@ format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-soak: $(VENV)/ready  ## long runs: fuzz, kill, endurance
+soak: $(VENV)/ready  ## long runs: fuzz, kill, endurance, a cluster
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray]"
 	$(BIN)/pytest -m soak
 
 reproduce: $(VENV)/ready  ## from nothing: collect, train, evaluate the bundled agent of ENV

@@ -127,29 +127,38 @@ class Collect:
     """Environment steps per task; default: the preset's."""
     split: str = "paper"
     """Named task split."""
-    subset: str = "train"
-    """Part of the split: train, val, test, or several joined by +."""
+    subset: str | None = None
+    """Part of the split: train, val, test, sampled:N for N more, or several joined by +; default: the preset's."""
     seed: int = 0
     """Of everything."""
+    engine: Literal["local", "ray"] = "local"
+    """This process, or a Ray cluster; either goes on with what the other began."""
+    address: str | None = None
+    """Of the Ray cluster, host:port or auto; default: RAY_ADDRESS, or a Ray on this machine alone."""
+    shards: int | None = None
+    """Parts that the tasks are divided into on the cluster; default: one a core."""
 
     def run(self) -> None:
         """Collect, then say what was collected."""
         from icrl_agents.envs import resolve_env_id, short_name
+        from icrl_agents.training.ray_engine import open_engine
         from icrl_agents.training.sources.presets import run_collection
 
         env_id = resolve_env_id(self.env)
         out = self.out or Path("data") / short_name(env_id) / self.source
-        dataset = run_collection(
-            env_id,
-            out,
-            preset=self.preset,
-            source=self.source,
-            task=self.task,
-            steps_per_task=self.steps_per_task,
-            split=self.split,
-            subset=self.subset,
-            seed=self.seed,
-        )
+        with open_engine(self.engine, self.address, self.shards) as engine:
+            dataset = run_collection(
+                env_id,
+                out,
+                preset=self.preset,
+                source=self.source,
+                task=self.task,
+                steps_per_task=self.steps_per_task,
+                split=self.split,
+                subset=self.subset,
+                seed=self.seed,
+                engine=engine,
+            )
         progress = dataset.manifest.progress
         mean = sum(progress.final_returns) / len(progress.final_returns)
         console.print(
@@ -160,7 +169,10 @@ class Collect:
 
 @dataclass(frozen=True)
 class Train:
-    """Distil learning histories into an agent. An interrupted training goes on with the same command."""
+    """Distil learning histories into an agent. An interrupted training goes on with the same command.
+
+    On several processes or GPUs: torchrun --nproc-per-node 2 -m icrl_agents.cli train ...
+    """
 
     env: Positional[str]
     """Environment, e.g. reacher-goal."""
@@ -190,6 +202,7 @@ class Train:
     def run(self) -> None:
         """Train and say where the checkpoint is."""
         from icrl_agents.envs import resolve_env_id, short_name
+        from icrl_agents.training.parallel import processes_of_environment
         from icrl_agents.training.pipeline import SOURCES, agent_name, run_training
 
         env_id = resolve_env_id(self.env)
@@ -209,7 +222,8 @@ class Train:
             init_backbone=None if self.init_backbone is None else str(self.init_backbone),
             seed=self.seed,
         )
-        console.print(f"checkpoint: {out}", soft_wrap=True)
+        if processes_of_environment().first:
+            console.print(f"checkpoint: {out}", soft_wrap=True)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 from tyro.conf import Positional
@@ -25,18 +26,21 @@ class Histories:
 
     def run(self) -> None:
         """Verify, then show."""
-        from icrl_agents.training.history_report import plot_histories, report_histories
+        from icrl_agents.training.history_report import ENDS, plot_histories, report_histories
 
         with console.status("comparing every file with its checksum") as status:
             report = report_histories(self.directory, on_task=lambda done: status.update(f"{done} tasks read"))
         manifest, progress, overall = report.manifest, report.manifest.progress, report.overall()
-        columns = ("episodes", "first return", "last return", "monotonicity", "coverage", "early ends")
-        table = Table(Column("task", no_wrap=True), *columns)
+        headings = ("episodes", "first\nreturn", "last\nreturn", "mono-\ntonicity", "coverage", "early\nends")
+        columns = [Column(heading, justify="right", no_wrap=True) for heading in headings]
+        # Two numbers to tell a task by fit on a line of 80 characters.
+        table = Table(Column("task", overflow="fold"), *columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         rows = [(_task(task.task), task.episodes, vars(task)) for task in report.tasks]
-        for task, episodes, numbers in [*rows, ("mean over tasks", int(overall["episodes"]), overall)]:
+        mean = round(overall["episodes"] / len(rows))
+        for task, episodes, numbers in [*rows, ("mean over tasks", mean, overall)]:
             table.add_row(
                 task,
-                f"{episodes:,}" + (" in all" if numbers is overall else ""),
+                f"{episodes:,}",
                 f"{numbers['first_return']:.2f}",
                 f"{numbers['last_return']:.2f}",
                 f"{numbers['monotonicity']:.2f}",
@@ -45,11 +49,18 @@ class Histories:
                 style="bold" if numbers is overall else None,
             )
         console.print(table)
+        console.print(
+            f"first and last return: mean over the first and last {ENDS:.0%} of the episodes; monotonicity: rank "
+            "correlation of return and episode number, 1 if every episode is better than those before, 0 if nothing is "
+            "learned; coverage: share of the states visited in any task; early ends: episodes that terminated\n",
+            style="dim",
+            highlight=False,
+        )
         state = "complete" if progress.complete else "not complete: the command that collects it continues it"
         console.print(
             f"{manifest.env_id}, {manifest.subset} of split {manifest.split}, {manifest.source}, seed {manifest.seed}\n"
             f"{manifest.histories} histories of {progress.steps:,} steps, {manifest.streams_per_task} a task; "
-            f"{len(progress.snapshots)} policy snapshots; {state}\n"
+            f"{int(overall['episodes']):,} episodes; {len(progress.snapshots)} policy snapshots; {state}\n"
             f"{len(progress.files)} files, {sum(file.size for file in progress.files) / 1e6:,.1f} MB, all as written",
             highlight=False,
         )

@@ -11,6 +11,7 @@ IcrlError
 ├── CheckpointError       (ValueError)   weights or files that are missing, damaged or do not fit their config
 ├── DatasetError          (ValueError)   learning histories that are missing, damaged, locked or of another env
 ├── SimulationError       (RuntimeError) the physics engine reported a failure
+├── ClusterError          (ConnectionError) processes or machines that work together cannot be reached, or were lost
 └── MissingExtraError     (ImportError)  an optional dependency is needed; names the extra that installs it
 
 Each also derives from the built-in error a caller would expect, given in brackets.
@@ -74,6 +75,10 @@ class DatasetError(IcrlError, ValueError):
 
 class SimulationError(IcrlError, RuntimeError):
     """The physics engine reported a failure."""
+
+
+class ClusterError(IcrlError, ConnectionError):
+    """Processes or machines that work together cannot be reached, or one of them was lost."""
 
 
 class MissingExtraError(IcrlError, ImportError):

@@ -81,7 +81,7 @@ class InContextModel(nn.Module):
         carry: Carry | None = None,
         forget_before: Tensor | None = None,
         *,
-        input_noise: float = 0.0,
+        input_noise: Tensor | None = None,
     ) -> tuple[ActionPrediction, Carry]:
         """Decide at every step of whole sequences.
 
@@ -89,14 +89,14 @@ class InContextModel(nn.Module):
             tokens: raw tokens ``[B, L, T]``.
             carry: where an earlier call stopped.
             forget_before: ``[B, L]`` bool, True where a new task starts.
-            input_noise: standard deviation of Gaussian noise on the normalised tokens (training).
+            input_noise: ``[B, L, T]`` added to the normalised tokens (training).
 
         Returns:
             Predictions ``[B, L, A]`` and the carry after the last step.
         """
         x = self.normalize(tokens)
-        if input_noise:
-            x = x + input_noise * torch.randn_like(x)
+        if input_noise is not None:
+            x = x + input_noise
         embedded = self._embed(x)  # [B, L, tokens a step, D]
         per_step = embedded.shape[-2]
         if forget_before is not None and per_step > 1:

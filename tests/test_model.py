@@ -107,7 +107,7 @@ def test_input_noise_changes_what_is_seen_and_only_if_asked(make_agent):
     tokens = tokens_of(model, 2, 5)
     clean = model(tokens)[0].mean
     assert torch.equal(model(tokens)[0].mean, clean)
-    noisy = model(tokens, input_noise=0.1)[0].mean
+    noisy = model(tokens, input_noise=0.1 * torch.randn_like(tokens))[0].mean
     assert 1e-4 < (noisy - clean).abs().max() < 1.0
 
 

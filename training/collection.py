@@ -1,10 +1,10 @@
 """Collecting learning histories: task-parallel learners at work, every step recorded, resumable at every shard."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium
 import mujoco
@@ -20,12 +20,15 @@ from rich.progress import (
 )
 from torch import Tensor
 
-from icrl_agents.envs import MetaVectorEnv, env_definition, task_split
+from icrl_agents.envs import MetaVectorEnv, Task, TaskSplit, env_definition, task_split
 from icrl_agents.errors import ConfigError
 from icrl_agents.training.histories import HistoryDataset, HistoryWriter, Manifest
 from icrl_agents.training.sources.policies import SnapshotPolicies, snapshot_by_task
 from icrl_agents.training.sources.ppo import PPOConfig, TaskParallelPPO
 from icrl_agents.training.sources.rollouts import Recording, RolloutCollector
+
+SAMPLED = int.from_bytes(b"sampled")
+"""Sets the random stream of sampled tasks apart from those that splits were drawn from."""
 
 EVALUATION_EPISODES = 20
 """Episodes per task behind every mean return of a source policy."""
@@ -38,7 +41,8 @@ class CollectionConfig:
     Attributes:
         env_id: Gymnasium id.
         split: named task split.
-        subset: part of the split: train, val, test, or several joined by "+".
+        subset: part of the split: train, val, test, "sampled:N" for N more of the distribution, drawn by the seed,
+            or several joined by "+".
         steps_per_task: environment steps each learner takes, over all its streams.
         streams: environments each learner learns from; each gives one history.
         shard_steps: steps of each history per shard; a kill costs at most this many.
@@ -81,10 +85,82 @@ class CollectionConfig:
         return steps_per_task // self.streams // self.shard_steps * self.shard_steps
 
 
+OnRollout = Callable[[int, float], None]
+"""Called with the steps per history so far and the mean return per episode of what came last."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The next steps of some tasks' histories, one shard of them.
+
+    Attributes:
+        arrays: what :meth:`HistoryWriter.append` takes.
+        snapshots: the policies that are kept, by their step; first axis the task.
+        state: where the learners and their environment rows stand after it. But for single numbers, the first axis is
+            the learner or the row, task after task: the state of some tasks is a slice of the state of all.
+        learner: what the one learner of all tasks knows, where it has come to its end.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    snapshots: Mapping[int, Mapping[str, Any]]
+    state: Mapping[str, Any]
+    learner: Mapping[str, Any] | None = None
+
+
+class Engine(Protocol):
+    """Where the learners of a collection work: this process, or a cluster."""
+
+    def check(self, config: CollectionConfig, manifest: Manifest) -> None:
+        """Before anything is written.
+
+        Raises:
+            ConfigError: it cannot collect that.
+        """
+
+    def intervals(
+        self,
+        config: CollectionConfig,
+        manifest: Manifest,
+        saved: Mapping[str, np.ndarray] | None,
+        steps: int,
+        on_rollout: OnRollout,
+    ) -> Iterator[Interval]:
+        """Every interval that is left, of all histories, in order.
+
+        Args:
+            config: what to collect.
+            manifest: of the dataset.
+            saved: the state after the last committed interval; None at the start.
+            steps: committed steps per history.
+            on_rollout: called as it goes.
+        """
+
+
+class LocalEngine:
+    """All learners in this process, as one batched program."""
+
+    def check(self, config: CollectionConfig, manifest: Manifest) -> None:
+        """It collects everything."""
+
+    def intervals(
+        self,
+        config: CollectionConfig,
+        manifest: Manifest,
+        saved: Mapping[str, np.ndarray] | None,
+        steps: int,
+        on_rollout: OnRollout,
+    ) -> Iterator[Interval]:
+        """See :meth:`Engine.intervals`."""
+        source = Source(config, manifest, saved, steps)
+        while source.steps < config.steps:
+            yield source.advance(on_rollout)
+
+
 def collect(
     config: CollectionConfig,
     directory: str | Path,
     *,
+    engine: Engine | None = None,
     on_shard: Callable[[int], None] | None = None,
     quiet: bool = False,
 ) -> HistoryDataset:
@@ -93,6 +169,8 @@ def collect(
     Args:
         config: what to collect.
         directory: of the dataset.
+        engine: where the learners work; None is this process. It is no part of what is collected: another one may go
+            on with the same dataset.
         on_shard: called with the committed steps per history after every shard.
         quiet: no progress bar.
 
@@ -100,84 +178,91 @@ def collect(
         The complete dataset.
 
     Raises:
-        ConfigError: steps that do not divide.
+        ConfigError: steps that do not divide, or an engine that cannot collect this.
         DatasetError: the directory holds another collection, or another process writes there.
     """
     _check(config)
     manifest = collection_manifest(config)
+    engine = engine or LocalEngine()
+    engine.check(config, manifest)
     with HistoryWriter.create_or_resume(directory, manifest) as writer:
         if not writer.complete:
-            _collect(config, manifest, writer, on_shard, quiet)
+            _collect(config, engine, manifest, writer, on_shard, quiet)
     return HistoryDataset(directory)
 
 
 def _collect(
     config: CollectionConfig,
+    engine: Engine,
     manifest: Manifest,
     writer: HistoryWriter,
     on_shard: Callable[[int], None] | None,
     quiet: bool,
 ) -> None:
-    source = _Source(config, manifest, writer)
-    env, steps = source.env, writer.steps
+    rows = manifest.histories
     with collection_progress(quiet) as bar:
-        task = bar.add_task("collecting", total=config.steps * env.num_envs, completed=steps * env.num_envs, note="")
-        while steps < config.steps:
-            if steps == config.shared_steps:
-                if config.informed is None:
-                    writer.save_learner(source.learner.knowledge())
-                source.specialise()
-            recordings: list[Recording] = []
-            n_steps = source.learner.config.n_steps
-            for _ in range(config.shard_steps // n_steps):
-                rollout, recording = source.collector.collect()
-                source.learner.update(rollout)
-                recordings.append(recording)
-                steps += n_steps
-                if source.keeps_snapshot(steps):
-                    writer.save_snapshot(steps, source.snapshot())
-                per_episode = float(recording.arrays["rewards"].mean()) * manifest.episode_steps
-                bar.update(task, completed=steps * env.num_envs, note=f"return {per_episode:8.2f}")
-            writer.append(_joined(recordings), source.state())
+        task = bar.add_task("collecting", total=config.steps * rows, completed=writer.steps * rows, note="")
+
+        def show(steps: int, per_episode: float) -> None:
+            bar.update(task, completed=steps * rows, note=f"return {per_episode:8.2f}", per_episode=per_episode)
+
+        for interval in engine.intervals(config, manifest, writer.resume_state(), writer.steps, show):
+            for step, tensors in interval.snapshots.items():
+                writer.save_snapshot(step, tensors)
+            if interval.learner is not None:
+                writer.save_learner(interval.learner)
+            writer.append(interval.arrays, interval.state)
             if not bar.console.is_terminal and not quiet:
+                per_episode = bar.tasks[task].fields["per_episode"]
                 print(
-                    f"{steps} of {config.steps} steps per history, return per episode {per_episode:.2f}",
+                    f"{writer.steps} of {config.steps} steps per history, return per episode {per_episode:.2f}",
                     flush=True,
                 )
             if on_shard is not None:
-                on_shard(steps)
-    if source.shared:
-        writer.save_learner(source.learner.knowledge())
-    bounds = env.single_action_space
-    policies = SnapshotPolicies(source.snapshot(), bounds.low, bounds.high)  # type: ignore[attr-defined]
+                on_shard(writer.steps)
+    final = Source(config, manifest, writer.resume_state(), writer.steps)
+    bounds = final.env.single_action_space
+    policies = SnapshotPolicies(final.snapshot(), bounds.low, bounds.high)  # type: ignore[attr-defined]
     writer.finish(evaluate_policies(policies.act, config.env_id, list(manifest.tasks), config.seed).mean(1))
 
 
-class _Source:
-    """The learners of a collection, the rows they act in, and where both stand.
+class Source:
+    """The learners of a collection, or of some of its tasks, the rows they act in, and where both stand.
 
     Args:
         config: of the collection.
         manifest: of its dataset.
-        writer: what was committed before is gone on from.
+        saved: the state to go on from; None begins.
+        steps: per history that led there.
+        part: positions of the tasks in the manifest; None is all. What a learner does depends on no other.
+        num_threads: of the physics; 0 means all cores.
     """
 
-    def __init__(self, config: CollectionConfig, manifest: Manifest, writer: HistoryWriter) -> None:
-        self._config = config
-        self.env = make_rows(config.env_id, manifest.tasks, config.streams)
-        self._tasks = np.stack([self.env.definition.task_vector(task) for task in manifest.tasks])
-        learners = 1 if config.task_informed else len(self._tasks)
+    def __init__(
+        self,
+        config: CollectionConfig,
+        manifest: Manifest,
+        saved: Mapping[str, np.ndarray] | None = None,
+        steps: int = 0,
+        part: range | None = None,
+        num_threads: int = 0,
+    ) -> None:
+        self._config, self._manifest, self.steps = config, manifest, steps
+        self._part = range(len(manifest.tasks)) if part is None else part
+        self.env = make_rows(config.env_id, [manifest.tasks[k] for k in self._part], config.streams, num_threads)
+        self._tasks = np.stack([self.env.definition.task_vector(manifest.tasks[k]) for k in self._part])
+        learners = range(1) if config.task_informed else self._part
         self.learner = TaskParallelPPO(
             config.ppo,
             manifest.observation_dim + (self._tasks.shape[1] if config.task_informed else 0),
             manifest.action_dim,
             self._seeds(learners),
-            self.env.num_envs // learners,
+            self.env.num_envs // len(learners),
             iterations=config.shared_steps // config.ppo.n_steps,
         )
         rows = [
             int(np.random.SeedSequence([config.seed, k, s]).generate_state(1)[0])
-            for k in range(len(self._tasks))
+            for k in self._part
             for s in range(config.streams)
         ]
         if config.informed is not None:
@@ -186,14 +271,33 @@ class _Source:
         observations, _ = self.env.reset(seed=rows)
         seen = np.repeat(self._tasks, config.streams, axis=0) if config.task_informed else None
         self.collector = RolloutCollector(self.env, self.learner, observations, seen)
-        saved = writer.resume_state()
         if saved is not None:
-            if writer.steps > config.shared_steps:
+            if steps > config.shared_steps:
                 self.specialise()
             self._restore(saved)
 
+    def advance(self, on_rollout: OnRollout | None = None) -> Interval:
+        """The next interval of every history, and learning from it. Its state is valid until the next call."""
+        if self.steps == self._config.shared_steps:
+            self.specialise()
+        recordings: list[Recording] = []
+        snapshots: dict[int, dict[str, Tensor]] = {}
+        n_steps = self.learner.config.n_steps
+        for _ in range(self._config.shard_steps // n_steps):
+            rollout, recording = self.collector.collect()
+            self.learner.update(rollout)
+            recordings.append(recording)
+            self.steps += n_steps
+            if self._keeps_snapshot():
+                snapshots[self.steps] = {name: tensor.clone() for name, tensor in self.snapshot().items()}
+            if on_rollout is not None:
+                per_episode = float(recording.arrays["rewards"].mean()) * self._manifest.episode_steps
+                on_rollout(self.steps, per_episode)
+        ends = self._shared and self.steps == self._config.shared_steps
+        return Interval(_joined(recordings), snapshots, self.state(), self.learner.knowledge() if ends else None)
+
     @property
-    def shared(self) -> bool:
+    def _shared(self) -> bool:
         """Whether one learner serves all tasks, now."""
         return self._config.task_informed and self.learner.learners == 1
 
@@ -202,21 +306,19 @@ class _Source:
         config = self._config
         assert config.specialise is not None
         iterations = (config.steps - config.shared_steps) // config.specialise.n_steps
-        self.learner = self.learner.specialised(
-            config.specialise, self._tasks, self._seeds(len(self._tasks)), iterations
-        )
+        self.learner = self.learner.specialised(config.specialise, self._tasks, self._seeds(self._part), iterations)
         self.collector = RolloutCollector(self.env, self.learner, self.collector.observations)
 
-    def keeps_snapshot(self, steps: int) -> bool:
-        """Whether the policies after so many steps of each history are kept."""
+    def _keeps_snapshot(self) -> bool:
+        """Whether the policies as they are now are kept."""
         config, n_steps = self._config, self.learner.config.n_steps
         every = max(1, config.steps // n_steps // config.snapshots) * n_steps
-        return steps % every == 0 or steps == config.steps
+        return self.steps % every == 0 or self.steps == config.steps
 
     def snapshot(self) -> dict[str, Tensor]:
         """The policies of all tasks."""
         now = self.learner.snapshot()
-        return snapshot_by_task(now, self._tasks) if self.shared else now
+        return snapshot_by_task(now, self._tasks) if self._shared else now
 
     def state(self) -> dict[str, Any]:
         """Everything that the next steps depend on."""
@@ -233,8 +335,8 @@ class _Source:
         )
         self.collector.observations = saved["observations"]
 
-    def _seeds(self, learners: int) -> list[int]:
-        return [learner_seed(self._config.seed, k) for k in range(learners)]
+    def _seeds(self, learners: range) -> list[int]:
+        return [learner_seed(self._config.seed, k) for k in learners]
 
 
 def evaluate_policies(
@@ -268,10 +370,10 @@ def evaluate_policies(
     return returns.reshape(len(tasks), episodes)
 
 
-def make_rows(env_id: str, tasks: Any, rows_per_task: int) -> MetaVectorEnv:
+def make_rows(env_id: str, tasks: Any, rows_per_task: int, num_threads: int = 0) -> MetaVectorEnv:
     """A native vector environment with ``rows_per_task`` adjacent rows of each task."""
     rows = [task for task in tasks for _ in range(rows_per_task)]
-    env = gymnasium.make_vec(env_id, num_envs=len(rows), tasks=rows).unwrapped
+    env = gymnasium.make_vec(env_id, num_envs=len(rows), tasks=rows, num_threads=num_threads).unwrapped
     assert isinstance(env, MetaVectorEnv)
     return env
 
@@ -293,7 +395,7 @@ def collection_manifest(config: CollectionConfig) -> Manifest:
     """What the dataset of a collection says about itself."""
     split = task_split(config.env_id, config.split)
     definition = env_definition(config.env_id)
-    tasks = [task for part in config.subset.split("+") for task in split.subset(part)]
+    tasks = [task for part in config.subset.split("+") for task in _tasks_of(part, split, config.seed)]
     probe = make_rows(config.env_id, tasks[:1], 1)
     specialised: dict[str, Any] = {}
     if config.specialise is not None and config.specialise_steps_per_task:
@@ -323,6 +425,16 @@ def collection_manifest(config: CollectionConfig) -> Manifest:
         },
         seed=config.seed,
     )
+
+
+def _tasks_of(part: str, split: TaskSplit, seed: int) -> Sequence[Task]:
+    """The tasks of one part of a subset."""
+    kind, _, count = part.partition(":")
+    if kind != "sampled":
+        return split.subset(part)
+    if not count.isdecimal() or int(count) < 1:
+        raise ConfigError(f"more tasks of the distribution are 'sampled:N', N at least 1, got {part!r}")
+    return env_definition(split.env_id).sample_tasks(int(count), np.random.SeedSequence([seed, SAMPLED]))
 
 
 def _check(config: CollectionConfig) -> None:

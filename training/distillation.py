@@ -14,7 +14,7 @@ import platform
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -34,9 +34,10 @@ from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.hub import save_checkpoint
 from icrl_agents.model import InContextModel
 from icrl_agents.training.histories import HistoryDataset
-from icrl_agents.training.lock import DirectoryLock
+from icrl_agents.training.lock import DirectoryLock, writing
 from icrl_agents.training.manifest import Manifest
 from icrl_agents.training.on_policy import OnPolicyConfig, OnPolicySampler, Teachers
+from icrl_agents.training.parallel import Processes, joined_processes
 from icrl_agents.training.run_log import RunLog
 from icrl_agents.training.run_state import RunState, claim_run, load_run, save_run
 from icrl_agents.training.validation import (
@@ -175,8 +176,11 @@ def train(
 ) -> TrainingResult:
     """Distil an agent, or go on with a run that was killed or interrupted.
 
+    Started by ``torchrun`` or ``accelerate launch``, several processes share the work, see
+    :mod:`icrl_agents.training.parallel`; how many is no part of the run and may change from one call to the next.
+
     Args:
-        config: of the run.
+        config: of the run; its batches are those of all processes together.
         dataset_dir: a complete dataset of learning histories.
         out_dir: of the run; becomes a checkpoint.
         final_policy: ``(task_index, observations [n, N_o]) -> actions [n, A]``, for that target.
@@ -187,8 +191,10 @@ def train(
         device: ``"auto"`` is the GPU if there is one.
 
     Raises:
-        ConfigError: ``out_dir`` holds another run, or training diverged.
-        DatasetError: the data is damaged or of another environment, or another process works on the run.
+        ClusterError: another of the processes was lost, or the first met an error.
+        ConfigError: ``out_dir`` holds another run, training diverged, or processes that cannot share a batch.
+        DatasetError: the data is damaged or of another environment, another process works on the run, or the disk is
+            full.
         KeyboardInterrupt: after the state was saved.
     """
     dataset = HistoryDataset(dataset_dir)
@@ -198,12 +204,19 @@ def train(
         raise DatasetError(f"{dataset_dir} is of {manifest.env_id}, the run of {config.env_id}")
     if rollout is None and config.val_episodes:
         rollout = rollout_on_unseen_tasks(manifest, config.val_episodes, config.seed)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     out_dir = Path(out_dir)
-    with DirectoryLock(out_dir), torch.random.fork_rng():
-        claim_run(out_dir, {"config": to_dict(config), "data": manifest.digest()})
-        run = _Run(config, dataset, out_dir, final_policy, teachers, rollout, torch.device(device))
+    with joined_processes() as processes, ExitStack() as held, torch.random.fork_rng():
+        processes.check_batch(config.batch_size)
+
+        def claim() -> None:
+            held.enter_context(DirectoryLock(out_dir))
+            claim_run(out_dir, {"config": to_dict(config), "data": manifest.digest()})
+
+        processes.from_first(claim)
+        on = processes.device(device)
+        run = _Run(config, dataset, out_dir, final_policy, teachers, rollout, on, processes)
+        if not processes.first:
+            return run.finish(None)
         with RunLog(out_dir, config.updates, run.state.update, tensorboard=tensorboard, quiet=quiet) as log:
             return run.finish(log)
 
@@ -220,6 +233,7 @@ class _Run:
         teachers: Teachers | None,
         rollout: Rollout | None,
         device: torch.device,
+        processes: Processes,
     ) -> None:
         self._config, self._manifest, self._directory, self._device = (
             config,
@@ -227,6 +241,7 @@ class _Run:
             directory,
             device,
         )
+        self._processes = processes
         self._agent_config = agent_config(config, dataset.manifest)
         kept, held_out = _split(config, dataset, self._agent_config, final_policy)
         length = config.episodes * dataset.manifest.episode_steps
@@ -253,6 +268,7 @@ class _Run:
                 batch_size=config.batch_size,
                 episodes=config.episodes,
                 seed=_seed(config.seed, "rounds"),
+                processes=processes,
             )
         self._validate = Validator(
             held_out,
@@ -278,9 +294,11 @@ class _Run:
             self.state = saved
             if saved.update < config.updates:
                 self._sampler.restore(saved.sampler)
+        processes.check_same("the data or how far the run has come", [self._manifest.digest(), self.state.update])
+        processes.give_all([*self._model.state_dict().values()])  # machines may differ in a last bit
 
-    def finish(self, log: RunLog) -> TrainingResult:
-        """Do the updates that are left."""
+    def finish(self, log: RunLog | None) -> TrainingResult:
+        """Do the updates that are left; the first process has a log."""
         began = saved_at = time.monotonic()
         before = self.state.seconds
         with _interrupts() as interrupted:
@@ -288,19 +306,25 @@ class _Run:
                 update = self.state.update + 1
                 if self._sampler.prepare(update, self._model):
                     self._save()
-                log.update(update, self._update(update))
+                metrics = self._update(update)
+                if log is not None:
+                    log.update(update, metrics)
                 self.state = replace(self.state, update=update, seconds=before + time.monotonic() - began)
                 last = update == self._config.updates
-                if last or update % self._config.validate_every == 0:
+                if log is not None and (last or update % self._config.validate_every == 0):
                     self._select(log)
-                if last or interrupted or time.monotonic() - saved_at > SAVE_SECONDS:
+                stopping = self._processes.any(bool(interrupted))
+                if last or stopping or time.monotonic() - saved_at > SAVE_SECONDS:
                     self._save()
                     saved_at = time.monotonic()
-                if interrupted and not last:
+                if stopping and not last:
                     text = f"saved after update {update} of {self._config.updates}; the same command goes on"
-                    log.say(text)
+                    if log is not None:
+                        log.say(text)
                     raise KeyboardInterrupt(text)
-        self._sampler.clean_up()
+        self.state = self._processes.from_first(lambda: self.state)  # the others do not validate
+        if self._processes.first:
+            self._sampler.clean_up()
         assert self.state.best_score is not None
         return TrainingResult(self._directory, self.state.best_update, self.state.best_score, self.state.seconds)
 
@@ -309,25 +333,32 @@ class _Run:
         began = time.perf_counter()
         config = self._config
         batch = self._sampler.sample()
-        tokens, targets, mask = on_device(batch, self._device)
+        own, steps = self._processes.rows(len(batch.mask)), int(batch.mask.sum())
+        share = batch.rows(own)
+        tokens, targets, mask = on_device(share, self._device)
         rate = learning_rate(config, update)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(_seed(config.seed, "noise", update))
+        noise = None  # of the whole batch, so that a row's is the same on however many processes
+        if config.input_noise:
+            noise = config.input_noise * torch.randn(batch.tokens.shape, device=self._device)[own]
         self._model.train()
-        prediction, _ = self._model(tokens, self._carry(batch), input_noise=config.input_noise)
-        loss = action_loss(prediction, targets, mask)
+        prediction, _ = self._model(tokens, self._carry(share), input_noise=noise)
+        # A process's share of the mean over the steps of the whole batch
+        loss = action_loss(prediction, targets, mask) * (int(share.mask.sum()) / steps)
         self._optimizer.zero_grad()
         loss.backward()
+        total = self._processes.add_up(self._model.parameters(), loss.item())
         norm = nn.utils.clip_grad_norm_(self._model.parameters(), config.clip_norm)
-        metrics = {"loss": loss.item(), "gradient_norm": norm.item(), "learning_rate": rate}
+        metrics = {"loss": total, "gradient_norm": norm.item(), "learning_rate": rate}
         if not all(map(math.isfinite, metrics.values())):
             raise ConfigError(
                 f"training diverged at update {update}: {metrics}. Try a smaller learning_rate than "
                 f"{config.learning_rate} or more warmup than {config.warmup}, in another directory"
             )
         self._optimizer.step()
-        return {**metrics, "tokens_per_second": int(mask.sum()) / (time.perf_counter() - began)}
+        return {**metrics, "tokens_per_second": steps / (time.perf_counter() - began)}
 
     def _carry(self, batch: WindowBatch) -> Carry | None:
         """What the batch's sequences remember at their beginning."""
@@ -364,11 +395,15 @@ class _Run:
             "parameters": sum(p.numel() for p in self._model.parameters()),
             "device": str(self._device),
             "threads": torch.get_num_threads(),
+            "processes": self._processes.count,
             "versions": versions(),
         }
-        save_checkpoint(self._directory, self._model, self._agent_config, training=training)
+        with writing(self._directory):
+            save_checkpoint(self._directory, self._model, self._agent_config, training=training)
 
     def _save(self) -> None:
+        if not self._processes.first:
+            return
         self.state = replace(self.state, sampler=self._sampler.state())
         save_run(self._directory, self.state, self._model, self._optimizer)
 

@@ -19,8 +19,7 @@ observations in which its episodes ended, as many as there are, stand in one fla
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,12 +27,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from icrl_agents.atomic import write_atomically
 from icrl_agents.errors import DatasetError
-from icrl_agents.training.lock import DirectoryLock
+from icrl_agents.training.lock import DirectoryLock, writing
 from icrl_agents.training.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -127,8 +125,7 @@ class HistoryWriter:
             DatasetError: the directory holds another collection, is damaged anywhere, or another process writes in it.
         """
         directory = Path(directory)
-        with _writing(directory):
-            lock = DirectoryLock(directory)
+        lock = DirectoryLock(directory)
         try:
             writer = cls(directory, _begin(directory, manifest), lock)
             writer._delete_leftovers()
@@ -263,14 +260,14 @@ class HistoryWriter:
     def _write(self, file: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
         """Write arrays; the fields of the :class:`StoredFile` they became."""
         path = self._directory / file
-        with _writing(self._directory):
+        with writing(self._directory):
             write_atomically(path, lambda temporary: save_file(arrays, temporary))
         return {"file": file, "size": path.stat().st_size, "sha256": sha256_of(path)}
 
     def _commit(self, **changes: Any) -> None:
         progress = dataclasses.replace(self._manifest.progress, **changes)
         manifest = dataclasses.replace(self._manifest, progress=progress)
-        with _writing(self._directory):
+        with writing(self._directory):
             save_manifest(self._directory, manifest)
         self._manifest = manifest
 
@@ -418,7 +415,7 @@ def _begin(directory: Path, manifest: Manifest) -> Manifest:
         if any((directory / "shards").glob("*.safetensors")):
             raise DatasetError(f"{directory} holds shards but no manifest.json; choose another directory")
         fresh = dataclasses.replace(manifest, progress=Progress())
-        with _writing(directory):
+        with writing(directory):
             save_manifest(directory, fresh)
         return fresh
     existing = load_manifest(directory)
@@ -427,18 +424,6 @@ def _begin(directory: Path, manifest: Manifest) -> Manifest:
         raise DatasetError(f"{directory} holds another collection, which differs in: {'; '.join(differing)}")
     check_content(directory, existing.progress.files)
     return existing
-
-
-@contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    """What the disk refuses becomes a DatasetError; nothing half written is ever committed."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise DatasetError(
-            f"{directory} could not be written: {error}; what was committed before is whole, and the command that "
-            "wrote it goes on from there"
-        ) from error
 
 
 def _chosen(episodes: slice | Sequence[int], count: int) -> np.ndarray:

@@ -141,21 +141,22 @@ def plot_histories(report: HistoryReport, path: str | Path) -> Path:
         left.plot(steps[drawn], curves[k][drawn], color=(*(3 * (1 - shade,)), 0.55), lw=0.8)
     there = np.isfinite(curves).any(0)
     left.plot(steps[there], np.nanmean(curves[:, there], 0), color="#d55e00", lw=2.2, label="mean over tasks")
-    left.plot([], [], color="#777777", lw=0.8, label=f"each of {len(report.tasks)} tasks, mean over its histories")
+    left.plot([], [], color="#777777", lw=0.8, label=f"each of {len(report.tasks)} tasks; darker: better at its end")
     left.set(xlabel="step of the history", ylabel="return per episode", xlim=(0, manifest.progress.steps))
-    left.set_title(f"{short_name(manifest.env_id)}: {manifest.source}")
-    left.legend(fontsize=8, framealpha=0.9, edgecolor="none")
+    left.set_title(f"{short_name(manifest.env_id)}: {manifest.source}, {manifest.streams_per_task} histories a task")
+    left.legend(fontsize=8, framealpha=0.9, edgecolor="none", loc="lower right")
     right.axhline(0, color="#555555", ls=":", lw=1)
     right.scatter(
         [task.coverage for task in report.tasks], [task.monotonicity for task in report.tasks], s=18, color="#0072b2"
     )
     right.set(
-        xlabel="coverage (part of the states visited by any)",
-        ylabel="monotonicity (Spearman)",
+        xlabel="coverage: share of the states visited in any task",
+        ylabel="monotonicity: rank correlation of return and episode",
         xlim=(0, 1.02),
         ylim=(-1.05, 1.05),
     )
-    right.set_title("one point a task")
+    right.text(0.01, 0.02, "nothing learned", fontsize=8, color="#555555")
+    right.set_title("one point a task: how steadily it learns, how much it sees", fontsize=10)
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -202,7 +203,7 @@ def _curve(returns: list[np.ndarray]) -> np.ndarray:
     """Mean return in ``CURVE_POINTS`` equal parts of histories with returns ``[E]`` each."""
     total, count = np.zeros(CURVE_POINTS), np.zeros(CURVE_POINTS)
     for own in returns:
-        part = np.arange(len(own)) * CURVE_POINTS // len(own)
+        part = ((np.arange(len(own)) + 0.5) * CURVE_POINTS / len(own)).astype(np.int64)  # of an episode's middle
         total += np.bincount(part, own, CURVE_POINTS)
         count += np.bincount(part, minlength=CURVE_POINTS)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -1,14 +1,17 @@
-"""Directories that one process at a time writes in."""
+"""Directories that one process at a time writes in, and what becomes of it when the disk refuses."""
 
 import fcntl
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from socket import gethostname
 from types import TracebackType
 from typing import Self
+
+from safetensors import SafetensorError
 
 from icrl_agents.errors import DatasetError
 
@@ -27,12 +30,13 @@ class DirectoryLock:
         directory: made if it does not exist; a file ``.lock`` is made in it.
 
     Raises:
-        DatasetError: another process writes there; the message says which.
+        DatasetError: another process writes there, and the message says which; or nobody can.
     """
 
     def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self._handle: int | None = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        with writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            self._handle: int | None = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -65,3 +69,15 @@ class DirectoryLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+@contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """What the disk refuses becomes a DatasetError; nothing half written is ever committed."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise DatasetError(
+            f"{directory} could not be written: {error}; what was committed before is whole, and the command that "
+            "wrote it goes on from there"
+        ) from error

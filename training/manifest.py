@@ -228,8 +228,11 @@ def check_content(directory: Path, files: Sequence[StoredFile]) -> None:
     damaged = []
     for entry in files:
         found = _wrong_size(directory, entry)
-        if found is None and sha256_of(directory / entry.file) != entry.sha256:
-            found = f"{directory / entry.file} is damaged: its sha256 is not the manifest's"
+        try:
+            if found is None and sha256_of(directory / entry.file) != entry.sha256:
+                found = f"{directory / entry.file} is damaged: its sha256 is not the manifest's"
+        except OSError as error:
+            found = f"{directory / entry.file} cannot be read: {error}"
         if found is not None:
             damaged.append(found)
     _refuse(damaged)

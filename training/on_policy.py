@@ -31,7 +31,9 @@ from icrl_agents.config import AgentConfig
 from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.model import InContextModel
 from icrl_agents.training.collection import make_rows
+from icrl_agents.training.lock import writing
 from icrl_agents.training.manifest import Manifest
+from icrl_agents.training.parallel import Processes
 from icrl_agents.training.windows import WindowBatch, token_statistics
 
 LIVES = "lives."
@@ -47,8 +49,8 @@ class Teachers(Protocol):
     def act(self, observations: np.ndarray) -> np.ndarray:
         """Each policy on its own observations: ``[K, m, N_o]`` to ``[K, m, A]``."""
 
-    def act_as(self, learner: int, observations: np.ndarray) -> np.ndarray:
-        """One policy on observations ``[m, N_o]``: ``[m, A]``."""
+    def act_each(self, learners: np.ndarray, observations: np.ndarray) -> np.ndarray:
+        """Policy ``learners[r]`` on observation r: ``[R]`` and ``[R, N_o]`` to ``[R, A]``."""
 
     def __len__(self) -> int:
         """K."""
@@ -108,6 +110,7 @@ class OnPolicySampler:
         batch_size: sequences of full length an update; of shorter ones it takes as many more.
         episodes: E of the full length.
         seed: of everything.
+        processes: that share the run; the first lets the student act, all get the round.
 
     Raises:
         ConfigError: there are not as many teachers as tasks.
@@ -125,11 +128,13 @@ class OnPolicySampler:
         batch_size: int,
         episodes: int,
         seed: int,
+        processes: Processes = Processes(),  # noqa: B008  frozen: one default is as good as many
     ) -> None:
         if len(teachers) != len(manifest.tasks):
             raise ConfigError(f"expected a teacher for each of {len(manifest.tasks)} tasks, got {len(teachers)}")
         self._config, self._manifest, self._agent_config = config, manifest, agent_config
         self._teachers, self._directory = teachers, directory / "rounds"
+        self._processes = processes
         self._rounds = -(-updates // config.round_updates)
         self._batch_steps = batch_size * episodes * manifest.episode_steps
         self._episodes, self._seed = episodes, seed
@@ -148,9 +153,11 @@ class OnPolicySampler:
         if within or number in self._kept:  # a resumed run has it already; it was acted with other statistics
             return False
         self._random = np.random.default_rng([self._seed, 1, number])
-        round_, self._lives = self._act(number, model)
-        whole = {**round_, **{f"{LIVES}{name}": array for name, array in self._lives.items()}}
-        write_atomically(self._file(number), lambda path: save_file(whole, path))
+        round_, self._lives = self._processes.from_first(lambda: self._act(number, model))
+        if self._processes.first:
+            whole = {**round_, **{f"{LIVES}{name}": array for name, array in self._lives.items()}}
+            with writing(self._directory):
+                write_atomically(self._file(number), lambda path: save_file(whole, path))
         self._kept[number] = round_
         self._forget(number)
         if number == 0:
@@ -214,12 +221,11 @@ class OnPolicySampler:
         rewards = np.empty((rows, steps), np.float32)
         ends = np.empty((2, rows, steps), bool)
         mode, noise, other = self._behaviour(number, rng)
-        actors = self._actors(mode, other)
+        actors, taught = self._actors(mode, other)
         for t in range(steps):
             observations[:, t] = observation
             action = student.act(observation)
-            for teacher, taught in actors:
-                action[taught] = self._teachers.act_as(teacher, observations[taught, t])
+            action[taught] = self._teachers.act_each(actors[taught], observations[taught, t])
             action = np.clip(action + noise[:, None] * rng.standard_normal(action.shape), low, high).astype(np.float32)
             actions[:, t] = action
             observation, rewards[:, t], ends[0, :, t], ends[1, :, t], _ = self._env.step(action)
@@ -230,7 +236,7 @@ class OnPolicySampler:
                 mode, noise, other = (
                     np.where(done, new, old) for new, old in zip(fresh, (mode, noise, other), strict=True)
                 )
-                actors = self._actors(mode, other)
+                actors, taught = self._actors(mode, other)
         tokens = model.layout.encode_history(observations, actions, rewards, ends[0] | ends[1])
         tokens[:, 0, model.layout.observation_dim :] = pending
         round_ = {"tokens": tokens, "targets": self._labels(observations)}
@@ -239,7 +245,7 @@ class OnPolicySampler:
         memory = student.get_state()
         lives = {f"env.{name}": array for name, array in self._env.get_state().items()}
         lives |= {f"carry.{i}": leaf for i, leaf in enumerate(_leaves(memory.carry))}
-        lives |= {"tokens": memory.tokens, "rounds_left": rounds_left - 1}
+        lives |= {"tokens": memory.tokens, "observation": observation, "rounds_left": rounds_left - 1}
         return round_ | {f"carry.{i}": leaf for i, leaf in enumerate(remembered)}, lives
 
     def _begin(
@@ -254,7 +260,9 @@ class OnPolicySampler:
             before = {name: array.copy() for name, array in self._lives.items()}
             go_on = before["rounds_left"] > 0
             self._env.set_state({n.removeprefix("env."): a for n, a in before.items() if n.startswith("env.")})
-            observation, _ = self._env.reset(options={"reset_mask": ~go_on})
+            observation = before["observation"]
+            if not go_on.all():
+                observation, _ = self._env.reset(options={"reset_mask": ~go_on})
             rounds_left = np.where(go_on, before["rounds_left"], rounds_left)
             state = student.get_state()
             state.tokens = before["tokens"]
@@ -275,11 +283,10 @@ class OnPolicySampler:
         other = (own + rng.integers(1, max(2, tasks), rows)) % tasks
         return mode, rng.choice(np.asarray(config.noise), rows), other
 
-    def _actors(self, mode: np.ndarray, other: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """Which teachers act, each with its rows."""
+    def _actors(self, mode: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The teacher that acts in each row ``[N]``, and the rows in which one does."""
         own = np.repeat(np.arange(len(self._teachers)), self._config.rows_per_task)
-        acting = np.where(mode == 1, own, np.where(mode == 2, other, -1))
-        return [(int(k), np.flatnonzero(acting == k)) for k in np.unique(acting[acting >= 0])]
+        return np.where(mode == 1, own, other), np.flatnonzero(mode)
 
     def _labels(self, observations: np.ndarray) -> np.ndarray:
         """What each row's teacher would do ``[N, L, A]`` on observations ``[N, L, N_o]``."""
@@ -296,7 +303,8 @@ class OnPolicySampler:
         """Drop rounds that are too old; the file of the one before stays until the run's state is past it."""
         for old in [n for n in self._kept if n <= number - self._config.keep_rounds]:
             del self._kept[old]
-        self._file(number - self._config.keep_rounds - 1).unlink(missing_ok=True)
+        if self._processes.first:
+            self._file(number - self._config.keep_rounds - 1).unlink(missing_ok=True)
 
     def _file(self, number: int) -> Path:
         return self._directory / f"{number:05d}.safetensors"

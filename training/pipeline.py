@@ -20,6 +20,7 @@ from icrl_agents.plots import plot_results
 from icrl_agents.training.collection import make_rows
 from icrl_agents.training.distillation import TrainingResult, train
 from icrl_agents.training.histories import HistoryDataset
+from icrl_agents.training.lock import writing
 from icrl_agents.training.presets import Method, distillation_preset
 from icrl_agents.training.sources.policies import SnapshotPolicies
 from icrl_agents.training.sources.presets import run_collection
@@ -161,5 +162,6 @@ def _timed(directory: Path, part: str, work: Callable[[], object]) -> float:
     finally:
         record[part] = round(record.get(part, 0.0) + time.perf_counter() - started, 1)
         record["machine"] = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
-        write_text_atomically(path, json.dumps(record, indent=1) + "\n")
+        with writing(directory):
+            write_text_atomically(path, json.dumps(record, indent=1) + "\n")
     return float(record[part])

@@ -17,6 +17,7 @@ from rich.progress import (
 
 from icrl_agents.atomic import write_text_atomically
 from icrl_agents.errors import MissingExtraError
+from icrl_agents.training.lock import writing
 
 METRICS_FILE = "metrics.jsonl"
 """One JSON object a line, each with its ``update``."""
@@ -36,14 +37,17 @@ class RunLog:
 
     Raises:
         MissingExtraError: TensorBoard is wanted and not installed.
+        DatasetError: the disk is full.
     """
 
     def __init__(self, directory: Path, updates: int, done: int, *, tensorboard: bool, quiet: bool) -> None:
-        self._tensorboard = _summary_writer(directory / "tensorboard", done) if tensorboard else None
+        self._directory = directory
         path = directory / METRICS_FILE
-        kept = [line for line in _lines(path) if json.loads(line)["update"] <= done]
-        write_text_atomically(path, "".join(kept))
-        self._file = path.open("a", encoding="utf-8")
+        with writing(directory):
+            self._tensorboard = _summary_writer(directory / "tensorboard", done) if tensorboard else None
+            kept = [line for line in _lines(path) if json.loads(line)["update"] <= done]
+            write_text_atomically(path, "".join(kept))
+            self._file = path.open("a", encoding="utf-8")
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -63,8 +67,9 @@ class RunLog:
 
     def record(self, update: int, metrics: Mapping[str, Any]) -> None:
         """Record numbers, and lists of numbers, as they stand after an update."""
-        self._file.write(json.dumps({"update": update, **metrics}) + "\n")
-        self._file.flush()
+        with writing(self._directory):
+            self._file.write(json.dumps({"update": update, **metrics}) + "\n")
+            self._file.flush()
         if self._tensorboard is not None:
             for name, value in metrics.items():
                 if isinstance(value, float):
@@ -83,7 +88,8 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        self._file.close()
+        with writing(self._directory):  # closing writes what could not be written before, once more
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from icrl_agents.atomic import write_atomically, write_text_atomically
 from icrl_agents.config import from_dict, to_dict
 from icrl_agents.errors import ConfigError, DatasetError
+from icrl_agents.training.lock import writing
 from icrl_agents.training.manifest import difference
 
 STATE_FILE = "training_state.safetensors"
@@ -48,13 +49,15 @@ def claim_run(directory: Path, identity: Mapping[str, Any]) -> None:
 
     Raises:
         ConfigError: it holds another run, or a checkpoint that is not of a run.
+        DatasetError: nothing can be written there.
     """
     path = directory / IDENTITY_FILE
     here = json.loads(json.dumps(identity))
     if not path.exists():
         if (directory / "config.json").exists():
             raise ConfigError(f"{directory} holds a checkpoint; choose another directory")
-        write_text_atomically(path, json.dumps(here, indent=2) + "\n")
+        with writing(directory):
+            write_text_atomically(path, json.dumps(here, indent=2) + "\n")
         return
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
@@ -68,14 +71,19 @@ def claim_run(directory: Path, identity: Mapping[str, Any]) -> None:
 
 
 def save_run(directory: Path, state: RunState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Replace the saved state of a run."""
+    """Replace the saved state of a run.
+
+    Raises:
+        DatasetError: the disk is full; the state before is whole.
+    """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{key}.{name}"] = value
     metadata = {"run": json.dumps(to_dict(state))}
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    write_atomically(directory / STATE_FILE, lambda path: save_file(contiguous, path, metadata))
+    with writing(directory):
+        write_atomically(directory / STATE_FILE, lambda path: save_file(contiguous, path, metadata))
 
 
 def load_run(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunState | None:

@@ -61,6 +61,11 @@ class WindowBatch:
     mask: np.ndarray
     memory: tuple[np.ndarray, ...] = ()
 
+    def rows(self, rows: slice) -> "WindowBatch":
+        """Some of the windows."""
+        memory = tuple(part[rows] for part in self.memory)
+        return WindowBatch(self.tokens[rows], self.targets[rows], self.mask[rows], memory)
+
 
 def kept_episodes(episodes: int, keep_every: int, offset: int | None = None) -> np.ndarray:
     """Which episodes of a history are kept: ``offset, offset + k, offset + 2k, ...``.

@@ -52,6 +52,9 @@ class LinearTeachers:
         """``[..., 8]`` to ``[..., 2]``: one of them, worked out apart from the others."""
         return np.tanh(observations @ self._weights[task] + self._offsets[task, 0]).astype(np.float32)
 
+    def act_each(self, tasks: np.ndarray, observations: np.ndarray) -> np.ndarray:
+        return np.array([self.act_as(task, one) for task, one in zip(tasks, observations, strict=True)]).reshape(-1, 2)
+
 
 @pytest.fixture
 def data(tmp_path: Path, make_dataset: Callable[..., HistoryDataset]) -> Path:

@@ -53,10 +53,12 @@ def mlp_forward(weights: Sequence[Tensor], biases: Sequence[Tensor], x: Tensor) 
 
 
 def _affine(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """``x @ weight + bias`` for K learners; a batched product of one matrix would run on one core."""
-    if len(weight) == 1:
+    """``x @ weight + bias`` for K learners, or for K inputs of one; a batched product of one matrix takes one core."""
+    if len(weight) > 1:
+        return torch.baddbmm(bias, x, weight)
+    if len(x) == len(bias) == 1:
         return torch.addmm(bias[0], x[0], weight[0])[None]
-    return torch.baddbmm(bias, x, weight)
+    return torch.mm(x.flatten(0, 1), weight[0]).unflatten(0, x.shape[:2]) + bias
 
 
 def clip_grad_norms(parameters: Sequence[Tensor], max_norm: float) -> None:

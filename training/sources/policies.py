@@ -90,8 +90,8 @@ class SnapshotPolicies:
             raise DatasetError(f"expected the snapshot of a tanh network, got tensors {sorted(tensors)}")
         as_float = {name: torch.as_tensor(tensor).float() for name, tensor in tensors.items()}
         self._mean, self._std = as_float["observation_mean"][:, None], as_float["observation_std"][:, None]
-        self._weights = [as_float[f"weight_{i}"] for i in range(layers)]
-        self._biases = [as_float[f"bias_{i}"] for i in range(layers)]
+        self._weights = [_once(as_float[f"weight_{i}"]) for i in range(layers)]
+        self._biases = [_once(as_float[f"bias_{i}"]) for i in range(layers)]
         self._low, self._high = torch.as_tensor(low), torch.as_tensor(high)
 
     def __len__(self) -> int:
@@ -107,8 +107,29 @@ class SnapshotPolicies:
     @torch.no_grad()
     def act_as(self, learner: int, observations: np.ndarray) -> np.ndarray:
         """One learner's policy on observations ``[N, N_o]``: clipped actions ``[N, A]``."""
-        x = torch.as_tensor(observations, dtype=torch.float32)[None]
-        only = slice(learner, learner + 1)
-        x = ((x - self._mean[only]) / self._std[only]).clamp(-10, 10)
-        weights, biases = ([p[only] for p in ps] for ps in (self._weights, self._biases))
-        return mlp_forward(weights, biases, x)[0].clamp(self._low, self._high).numpy()
+        return self._act_each([learner], observations[None])[0]
+
+    @torch.no_grad()
+    def act_each(self, learners: np.ndarray, observations: np.ndarray) -> np.ndarray:
+        """The policy of learner ``learners[r]`` on observation r: ``[R, N_o]`` to clipped actions ``[R, A]``.
+
+        One product for all where the learners share their weights, else one after the other.
+        """
+        if all(len(weight) == 1 for weight in self._weights):
+            return self._act_each(learners.tolist(), observations[:, None])[:, 0]
+        actions = np.empty((len(learners), len(self._low)), np.float32)
+        for learner in np.unique(learners):
+            actions[learners == learner] = self.act_as(int(learner), observations[learners == learner])
+        return actions
+
+    def _act_each(self, learners: list[int], observations: np.ndarray) -> np.ndarray:
+        """Observations ``[R, N, N_o]`` of one learner each to ``[R, N, A]``."""
+        x = torch.as_tensor(observations, dtype=torch.float32)
+        x = ((x - self._mean[learners]) / self._std[learners]).clamp(-10, 10)
+        weights, biases = ([p if len(p) == 1 else p[learners] for p in ps] for ps in (self._weights, self._biases))
+        return mlp_forward(weights, biases, x).clamp(self._low, self._high).numpy()
+
+
+def _once(parameter: Tensor) -> Tensor:
+    """``[K, ...]``, or ``[1, ...]`` where all learners have the same."""
+    return parameter[:1].contiguous() if torch.equal(parameter, parameter[:1].expand_as(parameter)) else parameter

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from icrl_agents.errors import MissingExtraError, UnknownNameError
-from icrl_agents.training.collection import CollectionConfig, collect
+from icrl_agents.errors import ConfigError, MissingExtraError, UnknownNameError
+from icrl_agents.training.collection import CollectionConfig, Engine, LocalEngine, collect
 from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.sources.ppo import PPOConfig
 
@@ -62,10 +62,11 @@ _COLLECTIONS: Mapping[tuple[str, str], CollectionConfig] = {
 _TASK_INFORMED: Mapping[str, CollectionConfig] = {
     "icrl/ReacherGoal-v0": CollectionConfig(
         "icrl/ReacherGoal-v0",
-        steps_per_task=50_000,
+        subset="train+sampled:140",
+        steps_per_task=20_000,
+        streams=2,
         task_informed=True,
         ppo=PPOConfig(n_minibatches=16, hidden=(256, 256)),
-        specialise_steps_per_task=30_000,
         specialise=_SPECIALISED,
     ),
     "icrl/PusherGoal-v0": CollectionConfig(
@@ -136,8 +137,9 @@ def run_collection(
     task: int = 0,
     steps_per_task: int | None = None,
     split: str = "paper",
-    subset: str = "train",
+    subset: str | None = None,
     seed: int = 0,
+    engine: Engine | None = None,
     quiet: bool = False,
 ) -> HistoryDataset:
     """Collect by preset, with the named source.
@@ -150,8 +152,9 @@ def run_collection(
         task: index of the one task that an sb3 source learns.
         steps_per_task: instead of the preset's.
         split: named task split.
-        subset: part of it.
+        subset: part of it, as :class:`CollectionConfig` says; None is the preset's.
         seed: of everything.
+        engine: where the learners work; None is this process.
         quiet: no progress bar.
     """
     if source == "task-informed":
@@ -160,13 +163,17 @@ def run_collection(
         config = _TASK_INFORMED[env_id]
     else:
         config = collection_preset(env_id, preset)
-    config = replace(config, split=split, subset=subset, seed=seed)
+    config = replace(config, split=split, subset=subset or config.subset, seed=seed)
     if steps_per_task is not None:
         config = replace(config, steps_per_task=steps_per_task)
     if source in ("task-parallel", "task-informed"):
-        return collect(config, directory, quiet=quiet)
+        return collect(config, directory, engine=engine, quiet=quiet)
     if source not in PAPER_SB3:
         raise UnknownNameError("source", source, ("task-parallel", "task-informed", *PAPER_SB3))
+    if not isinstance(engine, LocalEngine | None):
+        raise ConfigError(
+            f"{source} is one learner of one task, which cannot be divided: collect it with --engine local"
+        )
     try:
         from icrl_agents.training.sources.sb3 import collect_sb3
     except ImportError as error:
