@@ -1,5 +1,6 @@
 """Collecting histories: what is recorded happened, and an interrupted collection ends as an uninterrupted one."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from icrl_agents.envs import task_split
 from icrl_agents.errors import ConfigError, DatasetError, TaskError, UnknownNameError
-from icrl_agents.training.collection import CollectionConfig, collect
+from icrl_agents.training.collection import CollectionConfig, collect, collection_manifest
 from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.sources.policies import SnapshotPolicies, snapshot_by_task
 from icrl_agents.training.sources.ppo import PPOConfig, TaskParallelPPO
@@ -85,6 +87,40 @@ def test_another_collection_in_the_same_folder_is_refused(dataset: HistoryDatase
     collect(replace(TINY, steps_per_task=200), tmp_path, quiet=True)
     with pytest.raises(DatasetError, match="seed"):
         collect(replace(TINY, steps_per_task=200, seed=1), tmp_path, quiet=True)
+
+
+def test_more_tasks_than_the_splits_own() -> None:
+    config = replace(TINY, subset="train+sampled:5", seed=3)
+    tasks = collection_manifest(config).tasks
+    assert list(tasks[:70]) == list(task_split(ENV_ID).train)
+    assert len(tasks) == 75
+    everywhere = [json.dumps(task) for task in tasks]
+    assert len(set(everywhere)) == 75
+    assert collection_manifest(config).tasks == tasks
+    assert collection_manifest(replace(config, seed=4)).tasks[70:] != tasks[70:]
+    split = task_split(ENV_ID)
+    assert not set(everywhere) & {json.dumps(task) for task in (*split.val, *split.test)}
+    for subset in ("sampled:", "sampled:0", "sampled:-1", "sampled:x", "sampled"):
+        with pytest.raises((ConfigError, UnknownNameError), match="sampled"):
+            collection_manifest(replace(config, subset=subset))
+
+
+def test_each_row_by_its_own_policy() -> None:
+    """In one product where the policies share their weights, one after the other where they do not."""
+    rng = np.random.default_rng(0)
+    alone = TaskParallelPPO(PPOConfig(hidden=(16, 8)), 8, 2, [0, 1, 2], 1, 1).snapshot()
+    told = TaskParallelPPO(PPOConfig(hidden=(16, 8)), 10, 2, [0], 3, 1)
+    shared = snapshot_by_task(told.snapshot(), rng.uniform(-9, 9, (3, 2)))
+    learners, observations = np.array([2, 0, 2, 1, 1]), rng.normal(size=(5, 8)).astype(np.float32)
+    for snapshot in (alone, shared):
+        policies = SnapshotPolicies(snapshot, -np.ones(2, np.float32), np.ones(2, np.float32))
+        of_all = policies.act(np.repeat(observations[None], 3, 0))  # [3, 5, 2]
+        expected = of_all[learners, np.arange(5)]
+        np.testing.assert_allclose(policies.act_each(learners, observations), expected, atol=1e-6)
+        assert policies.act_each(learners[:0], observations[:0]).shape == (0, 2)
+        for k in range(3):
+            np.testing.assert_allclose(policies.act_as(k, observations), of_all[k], atol=1e-6)
+    assert not np.allclose(of_all[0], of_all[1])
 
 
 def test_steps_that_do_not_divide_are_refused(tmp_path: Path) -> None:
