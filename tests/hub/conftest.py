@@ -146,7 +146,7 @@ def entry(name, content):
 
 @pytest.fixture
 def server():
-    """``repositories`` by id, the ``log`` of requests, files to ``tamper`` with, and a path to ``refuse`` commits to."""
+    """``repositories`` by id, the ``log`` of requests, files to ``tamper`` with, a path whose commits to ``refuse``."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.url = f"http://127.0.0.1:{server.server_port}"
     server.repositories, server.log, server.tamper, server.refuse = {}, [], {}, "nothing"
@@ -158,8 +158,50 @@ def server():
     thread.join()
 
 
+NURSERY = """
+import io, json, os, sys, traceback
+import torch
+import icrl_agents.agent, icrl_agents.cli, icrl_agents.publishing
+assert "huggingface_hub" not in sys.modules
+for line in sys.stdin:
+    wanted = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.environ.update(wanted["environment"])
+        sys.argv[1:] = wanted["arguments"]
+        sys.stdout = sys.stderr = io.StringIO()
+        status = 0
+        try:
+            exec(wanted["code"], {"__name__": "__main__"})
+        except SystemExit as error:
+            status = error.code
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        print(json.dumps([status, sys.stdout.getvalue()]), file=sys.__stdout__, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.fixture(scope="session")
+def nursery():
+    """A process that has imported all but the Hub's client, and has a child for each piece of code it is given."""
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error::UserWarning", "-c", NURSERY],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    yield process
+    process.stdin.close()
+    process.wait()
+    process.stdout.close()
+
+
 @pytest.fixture
-def client(server, tmp_path):
+def client(server, nursery, tmp_path):
     """Run code in a process whose Hub is the server; the client reads its settings when it is imported."""
 
     def run(code, *arguments, rc=0, home="home", **environment):
@@ -171,17 +213,11 @@ def client(server, tmp_path):
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "NO_PROXY": "127.0.0.1",
-            "OMP_NUM_THREADS": "1",
-            "COLUMNS": "200",
         }
-        done = subprocess.run(
-            [sys.executable, "-W", "error::icrl_agents.errors.ProvenanceWarning", "-c", code, *arguments],
-            env={**os.environ, **settings, **environment},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == rc, done.stderr
-        return (done.stdout + done.stderr).strip()
+        wanted = {"code": code, "arguments": list(arguments), "environment": settings | environment}
+        print(json.dumps(wanted), file=nursery.stdin, flush=True)
+        status, printed = json.loads(nursery.stdout.readline())
+        assert status == rc, printed
+        return printed.strip()
 
     return run
