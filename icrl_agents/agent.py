@@ -3,6 +3,7 @@
 B rows, N_o observation entries, N_a action entries, T token entries
 """
 
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from pathlib import Path
@@ -34,6 +35,10 @@ Precision = Literal["float32", "bfloat16", "int8"]
 
 PREFILL_CHUNK = 512
 """Steps that :meth:`InContextAgent.prefill` gives the model at once: bounds its memory."""
+
+
+RECORDED = ("observations", "actions", "rewards", "terminated", "truncated")
+"""What :class:`RecordedExperience` has."""
 
 
 class RecordedExperience(Protocol):
@@ -167,11 +172,11 @@ class InContextAgent:
 
         Raises:
             UnknownNameError: nobody registered ``config.env_id``.
-            ConfigError: the environment's spaces are not the agent's.
+            ConfigError: the environment's spaces are not the agent's, or it has no such options.
         """
         self._require_registered()
         self._compare(stacklevel=2)
-        env = gymnasium.make(self.config.env_id, **{**self.config.env_options, **options})
+        env = _made(gymnasium.make, self.config.env_id, {**self.config.env_options, **options})
         self._require_spaces(env.observation_space, env.action_space)
         return env
 
@@ -179,8 +184,8 @@ class InContextAgent:
         """The same, ``num_envs`` rows at once; ``options`` go to ``gymnasium.make_vec``."""
         self._require_registered()
         self._compare(stacklevel=2)
-        options = {**self.config.env_options, **options}
-        env = gymnasium.make_vec(self.config.env_id, num_envs=num_envs, **options)
+        options = {**self.config.env_options, **options, "num_envs": num_envs}
+        env = _made(gymnasium.make_vec, self.config.env_id, options)
         self._require_spaces(env.single_observation_space, env.single_action_space)
         return env
 
@@ -343,6 +348,9 @@ class InContextAgent:
         state, at = self._state, self.model.layout
         if state.acted:
             raise CallOrderError("prefill was called after act: observe the last action's reward first")
+        missing = [name for name in RECORDED if not hasattr(history, name)]
+        if missing:
+            raise InputError(f"history: a {type(history).__name__} has no attributes {', '.join(missing)}")
         steps = _array("rewards", history.rewards).shape[-1:]
         if not steps:
             raise InputError("rewards: expected the rewards of whole steps, got one number")
@@ -603,11 +611,24 @@ class InContextAgent:
             )
 
 
-def _array(name: str, value: npt.ArrayLike | dict[str, np.ndarray]) -> np.ndarray:
+def _made(make: Callable[..., Any], env_id: str, options: Mapping[str, Any]) -> Any:
+    """What Gymnasium makes of an id and options."""
     try:
-        return np.asarray(value)
+        return make(env_id, **options)
+    except (TypeError, gymnasium.error.Error) as error:
+        raise ConfigError(f"{env_id} cannot be made with the options {dict(options)}: {error}") from error
+
+
+def _array(name: str, value: npt.ArrayLike | dict[str, np.ndarray]) -> np.ndarray:
+    if isinstance(value, tuple) and value and isinstance(value[-1], dict):
+        raise InputError(f"{name}: expected an array, got a tuple that ends in a dict, as reset and step return it")
+    try:
+        array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, tensors on a GPU or with gradients
         raise InputError(f"{name}: expected an array: {error}") from None
+    if array.dtype == object and not array.ndim:
+        raise InputError(f"{name}: expected an array, got {'None' if value is None else type(value).__name__}")
+    return array
 
 
 def _finite(name: str, array: np.ndarray) -> np.ndarray:
@@ -615,10 +636,11 @@ def _finite(name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "fiub":
         raise InputError(f"{name}: expected real numbers, got {array.dtype}")
     with np.errstate(over="ignore"):
-        array = array.astype(np.float32)
-    if not np.isfinite(array).all():
-        raise InputError(f"{name}: expected finite numbers, got {array!r}")
-    return array
+        rounded = array.astype(np.float32)
+    finite = np.isfinite(rounded)
+    if not finite.all():
+        raise InputError(f"{name}: expected numbers that are finite in float32, got {array[~finite][0]}")
+    return rounded
 
 
 def _mode(given: AutoresetMode | str | None) -> AutoresetMode:

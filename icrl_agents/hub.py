@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save
 from icrl_agents.atomic import write_atomically, write_text_atomically
 from icrl_agents.backbones import carry_bytes
 from icrl_agents.config import AgentConfig, ModelConfig, from_dict, load_json, to_dict
-from icrl_agents.errors import CheckpointError, ConfigError, IcrlError, UnknownNameError
+from icrl_agents.errors import CheckpointError, ConfigError, IcrlError, InputError, UnknownNameError
 from icrl_agents.model import InContextModel
 from icrl_agents.model_card import model_card, quoted
 
@@ -129,9 +129,12 @@ def resolve(name: str | Path, revision: str | None = None, token: str | None = N
 
     Raises:
         UnknownNameError: none of the three.
+        InputError: neither text nor a path.
         CheckpointError: the Hub has no such checkpoint or cannot be reached, or the weights are not those pinned.
         ConfigError: a ``revision`` of something that is not on the Hub.
     """
+    if not isinstance(name, str | Path):
+        raise InputError(f"expected an agent's name or directory, got {name!r}")
     text = str(name)
     if text and Path(name).is_dir():
         _refuse_revision(text, revision)
@@ -338,8 +341,8 @@ def _header(path: Path) -> Layout:
             length = int.from_bytes(raw.read(8), "little")
         if length > MAX_HEADER_BYTES:
             raise CheckpointError(
-                f"{path} is not a whole safetensors file (pickles are never read): its list of tensors would be "
-                f"{length} bytes long, at most {MAX_HEADER_BYTES} are allowed"
+                f"{path} is not a whole safetensors file (pickles are never read): it begins as if it "
+                f"listed tensors in {length} bytes, at most {MAX_HEADER_BYTES} are allowed"
             )
         with safe_open(path, framework="pt", device="cpu") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
