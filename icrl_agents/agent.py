@@ -336,10 +336,11 @@ class InContextAgent:
 
     @torch.inference_mode()
     def prefill(self, history: RecordedExperience) -> None:
-        """Live through recorded experience, as if the agent had acted so itself.
+        """Live through recorded experience, its own or a demonstration, as if the agent had acted so itself.
 
         Args:
-            history: arrays ``[T, ...]``, or ``[B, T, ...]`` for B rows; it continues what the agent knows.
+            history: arrays ``[T, ...]``, or ``[B, T, ...]`` for B rows; it continues what the agent knows. Where its
+                last step ended no episode and yet the environment is reset next, call :meth:`begin_episode`.
 
         Raises:
             CallOrderError: the last action's reward was not observed.
@@ -372,6 +373,7 @@ class InContextAgent:
         # The token after the last step, its observation still to come
         last = (observations[:, -1], actions[:, -1], rewards[:, -1], done[:, -1])
         state.tokens = at.encode(np.zeros_like(last[0]), *last)
+        state.tokens[state.resetting, at.episode_start] = 1.0
 
     # ------------------------------------------------------------------ whole episodes
 

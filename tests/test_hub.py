@@ -5,6 +5,7 @@ import os
 import pickle
 import sys
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
 
@@ -18,9 +19,9 @@ from icrl_agents import backbones, hub, publishing
 from icrl_agents.agent import InContextAgent
 from icrl_agents.backbones.mamba import Mamba
 from icrl_agents.config import from_dict, to_dict
-from icrl_agents.errors import CheckpointError, ConfigError, IcrlError, UnknownNameError
+from icrl_agents.errors import CheckpointError, ConfigError, IcrlError, InputError, UnknownNameError
 from icrl_agents.model import InContextModel
-from icrl_agents.model_card import model_card
+from icrl_agents.model_card import card_of_repository, model_card
 
 EVALUATION = {
     "agent": "tiny-mamba",
@@ -54,6 +55,7 @@ def saved(agent, tmp_path):
     directory = tmp_path / "checkpoint"
     directory.mkdir()
     (directory / "curve.png").write_bytes(b"drawn")
+    (directory / "replay.mp4").write_bytes(b"filmed")
     hub.save_checkpoint(directory, agent.model, agent.config, evaluation=EVALUATION, training=TRAINING)
     return directory
 
@@ -274,6 +276,7 @@ SIZES = {
     "more than an address space": {"d_model": 1 << 60},
     "beyond int64": {"d_model": 1 << 80},
     "a billion layers": {"n_layers": 1_000_000_000},
+    "a trillion states": {"d_state": 1_000_000_000_000},
     "no layers": {"n_layers": 0},
     "negative": {"d_model": -16},
     "zero": {"d_model": 0},
@@ -291,6 +294,56 @@ def test_a_config_of_other_sizes_is_refused_before_anything_is_allocated(saved, 
     with pytest.raises(IcrlError):
         hub.load_checkpoint(saved)
     assert perf_counter() - start < 5
+
+
+def edited(directory, **model):
+    """Other entries of the config's model."""
+    data = json.loads((directory / "config.json").read_text())
+    data["model"] |= model
+    (directory / "config.json").write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize("model", [{"head_layers": 10**6}, {"head_hidden": 10**9}, {"observation_dim": 10**9}])
+def test_other_sizes_of_the_model_are_refused_before_anything_is_allocated(saved, model):
+    edited(saved, **model)
+    start = perf_counter()
+    with pytest.raises(IcrlError):
+        hub.load_checkpoint(saved)
+    assert perf_counter() - start < 5
+
+
+def test_a_list_of_very_many_tensors_is_refused(saved):
+    save_file({str(i): torch.zeros(0) for i in range(hub.MAX_TENSORS + 1)}, saved / "model.safetensors")
+    edited(saved, head_layers=hub.MAX_TENSORS)
+    with pytest.raises(CheckpointError, match=f"{hub.MAX_TENSORS + 1} tensors; expected from 1 to {hub.MAX_TENSORS}"):
+        hub.load_checkpoint(saved)
+
+
+def test_a_header_that_claims_terabytes_is_refused(saved):
+    claim = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
+    header = json.dumps({"embed.weight": claim}).encode()
+    (saved / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        hub.load_checkpoint(saved)
+
+
+def test_names_that_are_no_names(packaged):
+    for name in (None, 3, b"mine", ["mine"]):
+        with pytest.raises(InputError, match="name or directory"):
+            hub.resolve(name)
+
+
+def test_the_digest_of_a_bundled_agent_is_compared(packaged):
+    digest = sha256((packaged / "mine-v1/model.safetensors").read_bytes()).hexdigest()
+    index = json.loads((packaged / "index.json").read_text())
+    for expected in (digest, "0" * 64):
+        index["mine"]["sha256"] = expected
+        (packaged / "index.json").write_text(json.dumps(index))
+        if expected == digest:
+            assert hub.resolve("mine") == packaged / "mine-v1"
+        else:
+            with pytest.raises(CheckpointError, match=f"has SHA-256 {digest}, expected 0000"):
+                hub.resolve("mine")
 
 
 def test_a_gigantic_memory_is_refused(make_agent, tmp_path):
@@ -406,6 +459,7 @@ def test_the_card_holds_the_measured_numbers(make_config):
     card = ModelCard(model_card(make_config(), EVALUATION))
     assert card.data.library_name == "icrl-agents"
     assert card.data.model_name == "tiny-mamba"
+    assert {"reinforcement-learning", "icrl/ReacherGoal-v0", "mamba"} <= set(card.data.tags)
     first_episode, last_episode = card.data.eval_results
     assert first_episode.metric_value == -11.0  # (-10 - 12) / 2
     assert last_episode.metric_value == -3.0  # (-4 - 2) / 2
@@ -421,6 +475,7 @@ def test_the_card_holds_the_measured_numbers(make_config):
     assert "`icrl-agents evaluate tiny-mamba --tasks 2 --episodes 3 --seed 0 1`" in card.text
     assert "sequences of 4 episodes" in card.text
     assert ".png" not in card.text
+    assert "<video" not in card.text
 
 
 def test_the_card_of_a_full_evaluation_gives_the_short_command(make_config):
@@ -437,7 +492,18 @@ def test_the_card_names_the_recipe_and_no_other(make_config, recipe):
 
 
 def test_the_card_shows_the_picture_that_lies_beside_it(saved):
-    assert "](curve.png)" in (saved / "README.md").read_text()
+    card = (saved / "README.md").read_text()
+    assert "](curve.png)" in card
+    assert '<video controls autoplay loop muted src="replay.mp4">' in card
+
+
+def test_a_card_names_the_repository_it_lies_in(make_config):
+    card = model_card(make_config(), EVALUATION)
+    there = card_of_repository(card, "tiny-mamba", "org/tiny")
+    assert 'from_pretrained("org/tiny")' in there
+    assert "`icrl-agents evaluate org/tiny --tasks 2" in there
+    assert "# tiny-mamba\n" in there
+    assert card_of_repository(card, "tiny", "org/tiny") == card
 
 
 def test_a_card_without_an_evaluation_claims_nothing(make_config):
