@@ -10,7 +10,10 @@ import torch
 
 from icrl_agents import InContextAgent
 
-DRIFT = 1e-3
+EXACT_ROWS = 8
+"""Rows whose actions are compared with those in float64; it is slower than the rest."""
+
+DRIFT = 1e-4
 """Bound on the difference of any action entry, of a range of 2, to that of the same model in float64, over the whole
 life of a row."""
 
@@ -37,25 +40,23 @@ class Life:
         self.actions[:] = 1.0  # touched: resident from now on
 
 
-def live(agent, life, check_every):
+def live(agent, life):
     """Act through it all; the largest difference to the model in float64, and how resident memory grew."""
-    rows = life.rewards.shape[1]
-    agent.reset(num_envs=rows)
-    exact = deepcopy(agent.model).double()
-    carry, drift = exact.backbone.initial_carry(rows), 0.0
+    agent.reset(num_envs=life.rewards.shape[1])
+    exact, few = deepcopy(agent.model).double(), slice(EXACT_ROWS)
+    carry, drift = exact.backbone.initial_carry(min(EXACT_ROWS, agent.num_envs)), 0.0
     low, high = agent.config.action_low, agent.config.action_high
     steps, start = len(life.rewards), 0
     for t in range(steps):
         life.actions[t] = agent.act(life.observations[t])
         with torch.inference_mode():
-            prediction, carry = exact.step(torch.from_numpy(agent._state.tokens).double(), carry)
-            if t % check_every == 0:
-                drift = max(drift, np.abs(np.clip(prediction.mean.numpy(), low, high) - life.actions[t]).max())
+            prediction, carry = exact.step(torch.from_numpy(agent._state.tokens[few]).double(), carry)
+        drift = max(drift, np.abs(np.clip(prediction.mean.numpy(), low, high) - life.actions[t, few]).max())
         agent.observe(life.rewards[t], life.done[t])
         gone = life.forget[t]
         if gone.any():
             agent.forget(gone)
-            carry = exact.backbone.forget(carry, torch.from_numpy(gone))
+            carry = exact.backbone.forget(carry, torch.from_numpy(gone[few]))
         if t == min(2000, steps // 4):
             start = resident()
     return drift, resident() - start
@@ -88,7 +89,7 @@ def test_a_long_life(name, rows, steps):
     life = Life(agent, rows, steps)
     if rows == 1:
         life.forget[steps // 10 : -1] = False  # most of the life with one memory
-    drift, growth = live(agent, life, check_every=5)
+    drift, growth = live(agent, life)
     print(f"{name}, {rows} rows, {steps} steps: drift {drift:.1e}, resident memory grew by {growth / 1e6:.1f} MB")
     assert growth < 8e6
     assert drift < DRIFT
