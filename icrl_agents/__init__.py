@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from icrl_agents.envs import sample_tasks, task_split
     from icrl_agents.errors import IcrlError
     from icrl_agents.evaluation import EvalResult, evaluate
-    from icrl_agents.hub import agent_names, push_to_hub
+    from icrl_agents.hub import agent_names
     from icrl_agents.model import InContextModel
+    from icrl_agents.publishing import push_to_hub
     from icrl_agents.wrappers import (
         ExperienceObservation,
         TrialWrapper,
@@ -38,7 +39,7 @@ _HOME = {
     "VectorTrialWrapper": "wrappers",
     "agent_names": "hub",
     "evaluate": "evaluation",
-    "push_to_hub": "hub",
+    "push_to_hub": "publishing",
     "register_backbone": "backbones",
     "sample_tasks": "envs",
     "task_split": "envs",

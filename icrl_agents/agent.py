@@ -3,6 +3,9 @@
 B rows, N_o observation entries, N_a action entries, T token entries
 """
 
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, get_args
 
@@ -17,15 +20,25 @@ from icrl_agents import hub
 from icrl_agents.agent_state import AgentState, checkpoint_digest
 from icrl_agents.backbones import Backbone, Carry
 from icrl_agents.backbones.mamba import Mamba
+from icrl_agents.backbones.transformer import Transformer
 from icrl_agents.config import AgentConfig, to_dict
-from icrl_agents.errors import CallOrderError, ConfigError, InputError, UnknownNameError
+from icrl_agents.envs.seeds import checked_seed
+from icrl_agents.episodes import EpisodeRecord, OnEpisode, run_in_one, run_in_rows
+from icrl_agents.errors import CallOrderError, CheckpointError, ConfigError, InputError, UnknownNameError
+from icrl_agents.kernels import forced_kernel
+from icrl_agents.kernels.choice import CONV_STEP, STEP, choose
 from icrl_agents.model import ActionPrediction, BackboneStep, InContextModel
+from icrl_agents.provenance import warn_of_differences
 
 Precision = Literal["float32", "bfloat16", "int8"]
 """How the matrices of a step are stored."""
 
 PREFILL_CHUNK = 512
 """Steps that :meth:`InContextAgent.prefill` gives the model at once: bounds its memory."""
+
+
+RECORDED = ("observations", "actions", "rewards", "terminated", "truncated")
+"""What :class:`RecordedExperience` has."""
 
 
 class RecordedExperience(Protocol):
@@ -62,15 +75,23 @@ class InContextAgent:
 
     Every method checks all its arguments before it changes anything.
 
+    An agent is for one thread at a time. Agents that share a model, that is clones and others made of the same
+    ``model``, may act in as many threads at once: acting writes to an agent's own memory alone. Whoever trains,
+    moves or reloads the model meanwhile needs a lock around all of them.
+
     Args:
         model: shared, not copied; moved to ``device`` and set to evaluation mode.
         config: what it was trained for.
         device: where the model runs; default: where its weights are.
         precision: of the matrices in every single step: ``"float32"``, or ``"bfloat16"`` or ``"int8"``, which a Mamba
             on the CPU can read faster; :meth:`prefill` runs in float32.
+        kernel: run this S6 kernel, ``"cpu"``, ``"triton"``, ``"mamba-ssm"`` or ``"reference"``, or raise; default: the
+            one in ``ICRL_KERNEL``, else the fastest (see :mod:`icrl_agents.kernels`).
 
     Raises:
-        ConfigError: ``model`` was not built from ``config.model``, or cannot step in that precision.
+        ConfigError: ``model`` was not built from ``config.model``, cannot step in that precision, has no kernels, or
+            the kernel cannot run it here.
+        UnknownNameError: no such kernel.
     """
 
     def __init__(
@@ -80,19 +101,24 @@ class InContextAgent:
         *,
         device: torch.device | str | None = None,
         precision: Precision = "float32",
+        kernel: str | None = None,
     ) -> None:
         if to_dict(model.config) != to_dict(config.model):
             raise ConfigError(f"the model was built from {model.config}, not from {config.model}")
         if device is not None:
-            model.to(device)
+            _move(model, device)
         self.model = model.eval()
         self.config = config
         self.device = model.token_mean.device
         self.precision = precision
+        self.kernel = kernel
+        if kernel is not None:
+            _require_kernel(model, kernel, precision)
         self._backbone_step = _backbone_step(model.backbone, precision)
         self._low = np.array(config.action_low, np.float32)
         self._high = np.array(config.action_high, np.float32)
-        self._carry_leaves, self._carry_structure = pytree.tree_flatten(model.backbone.initial_carry(1))
+        self._carry_leaves, self._carry_structure = pytree.tree_flatten(model.backbone.initial_carry(1, device="meta"))
+        self._compared = False  # with what is here, see provenance
         generator = torch.Generator()
         generator.seed()
         self._state = AgentState.fresh(model, None, AutoresetMode.SAME_STEP, generator)
@@ -105,8 +131,13 @@ class InContextAgent:
         revision: str | None = None,
         device: torch.device | str = "auto",
         precision: Precision = "float32",
+        kernel: str | None = None,
+        token: str | None = None,
     ) -> Self:
         """Load an agent.
+
+        Where it was made with another version of the physics or another content of its task split than are here, one
+        line warns (:class:`~icrl_agents.errors.ProvenanceWarning`).
 
         Args:
             name: a directory, a bundled agent's name, or a Hugging Face Hub id ``"org/name"``, tried in this
@@ -114,16 +145,21 @@ class InContextAgent:
             revision: branch, tag or commit on the Hub.
             device: ``"auto"`` takes a GPU if there is one.
             precision: see :class:`InContextAgent`.
+            kernel: see :class:`InContextAgent`.
+            token: for private repositories on the Hub; default: that of ``hf auth login`` or ``HF_TOKEN``.
 
         Raises:
-            UnknownNameError: no such agent.
-            CheckpointError: files that are missing, damaged or do not fit each other.
-            ConfigError: a ``config.json`` that is not one, or a model that cannot step in that precision.
+            UnknownNameError: no such agent or kernel.
+            CheckpointError: files that are missing, damaged or do not fit each other, or the Hub does not give them.
+            ConfigError: a ``config.json`` that is not one, no such device, or a model that cannot step in that
+                precision or with that kernel.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        model, config = hub.load_checkpoint(hub.resolve(name, revision))
-        return cls(model, config, device=device, precision=precision)
+        model, config = hub.load_checkpoint(hub.resolve(name, revision, token))
+        agent = cls(model, config, device=device, precision=precision, kernel=kernel)
+        agent._compare(stacklevel=2)
+        return agent
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config, weights and model card, so that ``from_pretrained(directory)`` gives this agent."""
@@ -132,20 +168,24 @@ class InContextAgent:
     def make_env(self, **options: Any) -> gymnasium.Env:
         """The environment it was trained for; ``options`` go to ``gymnasium.make``.
 
+        It warns where :meth:`from_pretrained` would, unless that did.
+
         Raises:
             UnknownNameError: nobody registered ``config.env_id``.
-            ConfigError: the environment's spaces are not the agent's.
+            ConfigError: the environment's spaces are not the agent's, or it has no such options.
         """
         self._require_registered()
-        env = gymnasium.make(self.config.env_id, **{**self.config.env_options, **options})
+        self._compare(stacklevel=2)
+        env = _made(gymnasium.make, self.config.env_id, {**self.config.env_options, **options})
         self._require_spaces(env.observation_space, env.action_space)
         return env
 
     def make_vec_env(self, num_envs: int, **options: Any) -> VectorEnv:
         """The same, ``num_envs`` rows at once; ``options`` go to ``gymnasium.make_vec``."""
         self._require_registered()
-        options = {**self.config.env_options, **options}
-        env = gymnasium.make_vec(self.config.env_id, num_envs=num_envs, **options)
+        self._compare(stacklevel=2)
+        options = {**self.config.env_options, **options, "num_envs": num_envs}
+        env = _made(gymnasium.make_vec, self.config.env_id, options)
         self._require_spaces(env.single_observation_space, env.single_action_space)
         return env
 
@@ -159,7 +199,7 @@ class InContextAgent:
     def reset(
         self,
         num_envs: int | None = None,
-        env: gymnasium.Env | VectorEnv | None = None,
+        env: Any = None,
         autoreset_mode: AutoresetMode | str | None = None,
         seed: int | None = None,
     ) -> None:
@@ -167,7 +207,8 @@ class InContextAgent:
 
         Args:
             num_envs: B, rows of a vector environment; None is one environment.
-            env: what to act in, instead of ``num_envs``: rows and autoreset mode are read from it.
+            env: what to act in, instead of ``num_envs``: rows and autoreset mode are read from it. Gymnasium's ``Env``
+                or ``VectorEnv``, or stable-baselines3's ``VecEnv``.
             autoreset_mode: how the vector environment begins episodes; default: as ``env`` says, else
                 SAME_STEP. SAME_STEP: the observation after an episode's last step is the next one's first.
                 NEXT_STEP: there is one more step whose action is ignored; the agent does not take it for
@@ -175,23 +216,25 @@ class InContextAgent:
             seed: of the random stream of sampled actions; None lets the stream go on.
 
         Raises:
-            InputError: ``num_envs`` below 1, or both it and ``env``.
+            InputError: ``num_envs`` below 1 or beyond this machine's memory, both it and ``env``, or no such seed.
             ConfigError: the environment's spaces are not the agent's, or no such autoreset mode.
         """
         if env is not None:
             if num_envs is not None:
                 raise InputError("give num_envs or env, not both")
             num_envs, autoreset_mode = self._read_env(env, autoreset_mode)
-        if num_envs is not None and (not isinstance(num_envs, int | np.integer) or num_envs < 1):
+        whole = isinstance(num_envs, int | np.integer) and not isinstance(num_envs, bool)
+        if num_envs is not None and (not whole or num_envs < 1):
             raise InputError(f"num_envs is a whole number of at least 1, got {num_envs!r}")
+        mode, seed = _mode(autoreset_mode), checked_seed(seed)
+        if seed is not None and seed >= 2**63:
+            raise InputError(f"a seed of sampled actions is below 2**63, got {seed}")
         try:
-            mode = AutoresetMode(autoreset_mode or AutoresetMode.SAME_STEP)
-        except ValueError:
-            known = ", ".join(repr(m.value) for m in AutoresetMode)
-            raise ConfigError(f"unknown autoreset mode {autoreset_mode!r}; known: {known}") from None
-        state = AgentState.fresh(self.model, num_envs, mode, self._state.generator)
+            state = AgentState.fresh(self.model, num_envs, mode, self._state.generator)
+        except (MemoryError, RuntimeError, ValueError, OverflowError) as error:  # NumPy's and PyTorch's ways to say it
+            raise InputError(f"no memory for num_envs={num_envs} rows: {error}") from None
         if seed is not None:
-            state.generator.manual_seed(int(seed))
+            state.generator.manual_seed(seed)
         self._state = state
 
     @torch.inference_mode()
@@ -211,6 +254,7 @@ class InContextAgent:
         Raises:
             CallOrderError: the last action's reward was not observed.
             InputError: another shape, no real numbers, or not finite.
+            CheckpointError: the action is not finite, because of such weights; only :meth:`reset` helps.
         """
         state = self._state
         if state.acted:
@@ -292,10 +336,11 @@ class InContextAgent:
 
     @torch.inference_mode()
     def prefill(self, history: RecordedExperience) -> None:
-        """Live through recorded experience, as if the agent had acted so itself.
+        """Live through recorded experience, its own or a demonstration, as if the agent had acted so itself.
 
         Args:
-            history: arrays ``[T, ...]``, or ``[B, T, ...]`` for B rows; it continues what the agent knows.
+            history: arrays ``[T, ...]``, or ``[B, T, ...]`` for B rows; it continues what the agent knows. Where its
+                last step ended no episode and yet the environment is reset next, call :meth:`begin_episode`.
 
         Raises:
             CallOrderError: the last action's reward was not observed.
@@ -304,6 +349,9 @@ class InContextAgent:
         state, at = self._state, self.model.layout
         if state.acted:
             raise CallOrderError("prefill was called after act: observe the last action's reward first")
+        missing = [name for name in RECORDED if not hasattr(history, name)]
+        if missing:
+            raise InputError(f"history: a {type(history).__name__} has no attributes {', '.join(missing)}")
         steps = _array("rewards", history.rewards).shape[-1:]
         if not steps:
             raise InputError("rewards: expected the rewards of whole steps, got one number")
@@ -319,11 +367,60 @@ class InContextAgent:
         tokens[:, 0, at.observation_dim :] = state.tokens[:, at.observation_dim :]
         carry = state.carry
         for start in range(0, tokens.shape[1], PREFILL_CHUNK):
-            _, carry = self.model(self._tensor(tokens[:, start : start + PREFILL_CHUNK]), carry)
+            with self._kernels():
+                _, carry = self.model(self._tensor(tokens[:, start : start + PREFILL_CHUNK]), carry)
         state.carry = carry
         # The token after the last step, its observation still to come
         last = (observations[:, -1], actions[:, -1], rewards[:, -1], done[:, -1])
         state.tokens = at.encode(np.zeros_like(last[0]), *last)
+        state.tokens[state.resetting, at.episode_start] = 1.0
+
+    # ------------------------------------------------------------------ whole episodes
+
+    def run_episodes(
+        self,
+        env: gymnasium.Env | VectorEnv,
+        episodes: int = 1,
+        *,
+        seed: int | None = None,
+        deterministic: bool | None = None,
+        remember: bool = False,
+        autoreset_mode: AutoresetMode | str | None = None,
+        on_episode: OnEpisode | None = None,
+    ) -> EpisodeRecord:
+        """Act for whole episodes, learning from one to the next.
+
+        Whatever begins an episode, the environment by any of Gymnasium's autoreset modes or this method, and wherever
+        the environment says ``info["new_task"]``, the agent forgets the old task, in those rows alone. Rows whose
+        episodes are over act on until all are. (Published numbers: :func:`icrl_agents.evaluate`.)
+
+        Args:
+            env: single or vector, with the agent's spaces; it is reset first.
+            episodes: E, in each row.
+            seed: of the first reset and, of a sampling agent, the actions.
+            deterministic: as in :meth:`act`.
+            remember: go on with what it knows, of demonstrations say, instead of a :meth:`reset` first. What the
+                environment calls a new task is forgotten still: give it the task, not a seed.
+            autoreset_mode: as in :meth:`reset`.
+            on_episode: called after each episode with its row, its number from 1 and its return.
+
+        Raises:
+            InputError: ``episodes`` below 1, or to remember in another number of rows.
+            CallOrderError: to remember, while the last action's reward was not observed.
+            ConfigError: the environment's spaces are not the agent's, or no such autoreset mode.
+        """
+        if isinstance(episodes, bool) or not isinstance(episodes, int | np.integer) or episodes < 1:
+            raise InputError(f"episodes is a whole number of at least 1, got {episodes!r}")
+        if not isinstance(env, gymnasium.Env | VectorEnv):
+            raise InputError(f"expected a gymnasium Env or VectorEnv, got {type(env).__name__}")
+        if remember:
+            self._go_on_in(env, autoreset_mode)
+        else:
+            self.reset(env=env, autoreset_mode=autoreset_mode, seed=seed)
+        if isinstance(env, VectorEnv):
+            mode = self._state.autoreset_mode
+            return run_in_rows(self, env, mode, episodes, seed, deterministic, not remember, on_episode)
+        return run_in_one(self, env, episodes, seed, deterministic, not remember, on_episode)
 
     # ------------------------------------------------------------------ stable-baselines3
 
@@ -388,14 +485,35 @@ class InContextAgent:
 
     def clone(self) -> Self:
         """An agent with the same weights (shared) and a copy of the memory."""
-        twin = type(self)(self.model, self.config, precision=self.precision)
+        twin = copy(self)
         twin._state = self._state.copy()
         return twin
 
     # ------------------------------------------------------------------ private
 
     def _step(self, tokens: np.ndarray, carry: Carry) -> tuple[ActionPrediction, Carry]:
-        return self.model.step(self._tensor(tokens), carry, backbone_step=self._backbone_step)
+        with self._kernels():
+            return self.model.step(self._tensor(tokens), carry, backbone_step=self._backbone_step)
+
+    def _kernels(self) -> AbstractContextManager[None]:
+        """Where the model runs with the kernel that was asked for."""
+        return nullcontext() if self.kernel is None else forced_kernel(self.kernel)
+
+    def _compare(self, stacklevel: int) -> None:
+        """Warn, once, where physics or tasks are not those the agent was made with."""
+        if not self._compared:
+            self._compared = True
+            warn_of_differences(self.config, stacklevel=stacklevel + 1)
+
+    def _go_on_in(self, env: gymnasium.Env | VectorEnv, autoreset_mode: AutoresetMode | str | None) -> None:
+        """Make an environment that will be reset the one to act in; memory stays."""
+        num_envs, autoreset_mode = self._read_env(env, autoreset_mode)
+        if num_envs != self.num_envs:
+            known, new = (f"{n} rows" if n else "one environment" for n in (self.num_envs, num_envs))
+            raise InputError(f"the agent remembers {known}, and cannot go on in {new}")
+        mode = _mode(autoreset_mode)
+        self.begin_episode()
+        self._state.autoreset_mode = mode
 
     def _decide_some(self, rows: np.ndarray, observations: np.ndarray, deterministic: bool | None) -> None:
         """Decide in ``rows`` ``[R]`` alone; the others' memory is untouched and their action is ignored."""
@@ -416,7 +534,12 @@ class InContextAgent:
         if prediction.log_std is not None and not deterministic:
             noise = torch.randn(mean.shape, generator=self._state.generator)
             mean = mean + prediction.log_std.float().cpu().exp() * noise
-        return np.clip(mean.numpy(), self._low, self._high)
+        action = mean.numpy()
+        if not np.isfinite(action).all():
+            raise CheckpointError(
+                f"the weights of agent {self.config.name!r} gave an action that is not finite: {action.tolist()}"
+            )
+        return np.clip(action, self._low, self._high)
 
     def _carry_of(self, state: Carry | None, rows: int) -> Carry:
         """A predict state as a carry that may be consumed."""
@@ -469,12 +592,15 @@ class InContextAgent:
         return self._flags("mask", mask)
 
     def _read_env(
-        self, env: gymnasium.Env | VectorEnv, autoreset_mode: AutoresetMode | str | None
+        self, env: Any, autoreset_mode: AutoresetMode | str | None
     ) -> tuple[int | None, AutoresetMode | str | None]:
         """Rows and autoreset mode of ``env``."""
         if not isinstance(env, VectorEnv):
+            if not (hasattr(env, "observation_space") and hasattr(env, "action_space")):
+                raise InputError(f"env: expected an environment with spaces, got {type(env).__name__}")
             self._require_spaces(env.observation_space, env.action_space)
-            return None, autoreset_mode
+            # stable-baselines3's VecEnv has rows, begins episodes in the step that ends one, and is no gymnasium.Env
+            return (None if isinstance(env, gymnasium.Env) else getattr(env, "num_envs", None)), autoreset_mode
         self._require_spaces(env.single_observation_space, env.single_action_space)
         mode = autoreset_mode or env.metadata.get("autoreset_mode")
         if mode is None:
@@ -495,11 +621,24 @@ class InContextAgent:
             )
 
 
-def _array(name: str, value: npt.ArrayLike | dict[str, np.ndarray]) -> np.ndarray:
+def _made(make: Callable[..., Any], env_id: str, options: Mapping[str, Any]) -> Any:
+    """What Gymnasium makes of an id and options."""
     try:
-        return np.asarray(value)
+        return make(env_id, **options)
+    except (TypeError, gymnasium.error.Error) as error:
+        raise ConfigError(f"{env_id} cannot be made with the options {dict(options)}: {error}") from error
+
+
+def _array(name: str, value: npt.ArrayLike | dict[str, np.ndarray]) -> np.ndarray:
+    if isinstance(value, tuple) and value and isinstance(value[-1], dict):
+        raise InputError(f"{name}: expected an array, got a tuple that ends in a dict, as reset and step return it")
+    try:
+        array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, tensors on a GPU or with gradients
         raise InputError(f"{name}: expected an array: {error}") from None
+    if array.dtype == object and not array.ndim:
+        raise InputError(f"{name}: expected an array, got {'None' if value is None else type(value).__name__}")
+    return array
 
 
 def _finite(name: str, array: np.ndarray) -> np.ndarray:
@@ -507,10 +646,37 @@ def _finite(name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "fiub":
         raise InputError(f"{name}: expected real numbers, got {array.dtype}")
     with np.errstate(over="ignore"):
-        array = array.astype(np.float32)
-    if not np.isfinite(array).all():
-        raise InputError(f"{name}: expected finite numbers, got {array!r}")
-    return array
+        rounded = array.astype(np.float32)
+    finite = np.isfinite(rounded)
+    if not finite.all():
+        raise InputError(f"{name}: expected numbers that are finite in float32, got {array[~finite][0]}")
+    return rounded
+
+
+def _mode(given: AutoresetMode | str | None) -> AutoresetMode:
+    try:
+        return AutoresetMode(AutoresetMode.SAME_STEP if given is None else given)
+    except ValueError:
+        known = ", ".join(repr(m.value) for m in AutoresetMode)
+        raise ConfigError(f"unknown autoreset mode {given!r}; known: {known}") from None
+
+
+def _move(model: InContextModel, device: torch.device | str) -> None:
+    """The weights to ``device``."""
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:  # no such device, or none on this machine
+        first_line = str(error).partition("\n")[0]
+        raise ConfigError(f"the model cannot run on device {str(device)!r}: {first_line}") from None
+
+
+def _require_kernel(model: InContextModel, kernel: str, precision: Precision) -> None:
+    """Raise unless a kernel can run the model where it is."""
+    if isinstance(model.backbone, Transformer):
+        raise ConfigError(f"a Transformer has no S6 kernels to choose from, got kernel={kernel!r}")
+    choose(kernel, STEP if isinstance(model.backbone, Mamba) else CONV_STEP, model.token_mean)
+    if precision != "float32" and kernel != "cpu":
+        raise ConfigError(f"steps in {precision} run with kernel 'cpu' alone, got kernel={kernel!r}")
 
 
 def _backbone_step(backbone: Backbone, precision: Precision) -> BackboneStep | None:

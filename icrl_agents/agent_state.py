@@ -154,16 +154,17 @@ class AgentState:
         for name, like in expected.items():
             if tensors[name].dtype != like.dtype:
                 raise CheckpointError(f"{path}: {name} is {tensors[name].dtype}, expected {like.dtype}")
-        if not all(torch.isfinite(tensors[name]).all() for name in ("tokens", "actions")):
-            raise CheckpointError(f"{path}: tokens or actions that are not finite")
+        for name in sorted(set(expected) - {"generator"}):
+            if not torch.isfinite(tensors[name]).all():
+                raise CheckpointError(f"{path}: {name} holds values that are not finite")
         generator = torch.Generator()
         try:
             generator.set_state(tensors["generator"])
         except RuntimeError as error:
             raise CheckpointError(f"{path}: not the state of a random generator: {error}") from None
-        rows = tensors["tokens"].shape[0]
-        fresh, structure = pytree.tree_flatten(model.backbone.initial_carry(rows))
-        leaves = [tensors[f"carry.{i}"].to(leaf.device) for i, leaf in enumerate(fresh)]
+        structure = pytree.tree_structure(model.backbone.initial_carry(1, device="meta"))
+        device = model.token_mean.device
+        leaves = [tensors[f"carry.{i}"].to(device) for i in range(structure.num_leaves)]
         return cls(
             single=about["single"],
             autoreset_mode=AutoresetMode(about["autoreset_mode"]),
@@ -192,13 +193,13 @@ def _about(path: Path, text: str | None, digest: str) -> dict[str, Any]:
         version, mode = about["state_version"], about["autoreset_mode"]
         flags = [about["single"], about["acted"]]
         checkpoint = about["checkpoint"]
-    except (json.JSONDecodeError, TypeError, KeyError):
+    except (ValueError, RecursionError, TypeError, KeyError):
         raise CheckpointError(f"{path} holds no agent state; expected a file that save_state wrote") from None
     if version != STATE_VERSION:
         raise CheckpointError(f"{path} has state_version {version!r}; this version reads {STATE_VERSION}")
     if checkpoint != digest:
         raise CheckpointError(f"{path} is the state of another checkpoint: its weights or config differ")
-    if mode not in {m.value for m in AutoresetMode} or not all(isinstance(flag, bool) for flag in flags):
+    if mode not in [m.value for m in AutoresetMode] or not all(isinstance(flag, bool) for flag in flags):
         raise CheckpointError(f"{path}: damaged metadata {about!r}")
     return about
 
@@ -206,8 +207,7 @@ def _about(path: Path, text: str | None, digest: str) -> dict[str, Any]:
 def _expected(model: InContextModel, rows: int) -> dict[str, Tensor]:
     """Tensors on the meta device with the shapes and dtypes that a state of ``rows`` rows has."""
     at = model.layout
-    # One real row, then widened: a made-up number of rows in a file allocates nothing.
-    leaves = pytree.tree_leaves(model.backbone.initial_carry(1))
+    leaves = pytree.tree_leaves(model.backbone.initial_carry(1, device="meta"))
     expected = {
         f"carry.{i}": torch.empty((rows, *leaf.shape[1:]), dtype=leaf.dtype, device="meta")
         for i, leaf in enumerate(leaves)

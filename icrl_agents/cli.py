@@ -459,12 +459,60 @@ class Push:
 
     def run(self) -> None:
         """Push and print the address."""
-        from icrl_agents.hub import push_to_hub
+        from icrl_agents.publishing import push_to_hub
 
         console.print(push_to_hub(self.directory, self.repo_id, private=self.private))
 
 
-COMMANDS = (Demo, List, Collect, Train, Evaluate, Compare, Anchors, Reproduce, ImportMamba, Push, *DATA_COMMANDS)
+@dataclass(frozen=True)
+class Publish:
+    """Publish the bundled agents on the Hugging Face Hub, each as ORG/NAME.
+
+    The token is that of hf auth login or HF_TOKEN. Repositories that hold the same files are left alone, so the same
+    command goes on where it was interrupted. Those that hold others are named, and changed only with --update.
+    """
+
+    org: Positional[str]
+    """User or organisation."""
+    private: bool = False
+    """Make new repositories private."""
+    only: tuple[str, ...] = ()
+    """Names of agents; default: all."""
+    update: bool = False
+    """Replace what differs."""
+    dry_run: bool = False
+    """Say what would be done, and do nothing."""
+
+    def run(self) -> None:
+        """Publish one after the other; each is told as soon as it is done."""
+        from icrl_agents.publishing import publish_bundled
+
+        differing = 0
+        for done in publish_bundled(
+            self.org, names=self.only, private=self.private, update=self.update, dry_run=self.dry_run
+        ):
+            at = f" at {done.revision}" if done.revision else ""
+            files = f" ({', '.join(done.files)})" if done.files else ""
+            console.print(f"{done.repo_id}: {done.outcome}{at}{files}", soft_wrap=True, highlight=False, markup=False)
+            differing += done.outcome == "differs"
+        if differing:
+            console.print(f"{differing} left as they are; --update replaces them")
+
+
+COMMANDS = (
+    Demo,
+    List,
+    Collect,
+    Train,
+    Evaluate,
+    Compare,
+    Anchors,
+    Reproduce,
+    ImportMamba,
+    Push,
+    Publish,
+    *DATA_COMMANDS,
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -485,7 +533,7 @@ def main(arguments: list[str] | None = None) -> None:
         errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        resumes = isinstance(chosen, Collect | Train | Anchors | Reproduce | Regenerate | PullData)
+        resumes = isinstance(chosen, Collect | Train | Anchors | Reproduce | Regenerate | PullData | Publish)
         Console(stderr=True).print(f"interrupted{'; the same command goes on where it stopped' if resumes else ''}")
         sys.exit(130)
 

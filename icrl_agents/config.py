@@ -5,7 +5,6 @@ Reading is strict: an unknown key, a missing key or a wrong type is a :class:`Co
 
 import dataclasses
 import json
-import math
 import types
 import typing
 from collections.abc import Mapping
@@ -17,6 +16,12 @@ from icrl_agents.errors import ConfigError
 
 FORMAT_VERSION = 1
 """Version of the checkpoint format; a checkpoint with another one is refused."""
+
+MAX_DEPTH = 32
+"""A JSON file nested deeper is refused: copying it would overrun Python's stack."""
+
+FLOAT32_MAX = 3.4028234663852886e38
+"""Actions are float32: their bounds are not beyond."""
 
 Tokenization = Literal["transition", "element"]
 Head = Literal["deterministic", "gaussian"]
@@ -100,8 +105,8 @@ class AgentConfig:
                 f"expected {self.model.action_dim} bounds in action_low and in action_high, one per action "
                 f"entry, got {len(self.action_low)} and {len(self.action_high)}"
             )
-        if not all(math.isfinite(low) and math.isfinite(high) and low < high for low, high in bounds):
-            raise ConfigError(f"expected finite action bounds, low below high, got {bounds}")
+        if not all(-FLOAT32_MAX <= low < high <= FLOAT32_MAX for low, high in bounds):
+            raise ConfigError(f"expected action bounds that are finite in float32, low below high, got {bounds}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -142,12 +147,15 @@ def load_json(cls: type[T], path: Path) -> T:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(data, ensure_ascii=False).encode()  # half of a surrogate pair could not be written again
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or a number of thousands of digits
         raise ConfigError(f"{path} is not valid JSON: {error}") from None
+    if _deeper(data, MAX_DEPTH):
+        raise ConfigError(f"{path} is nested deeper than {MAX_DEPTH} levels")
     versioned = any(f.name == "format_version" for f in dataclasses.fields(cls))  # type: ignore[arg-type]
     if versioned and isinstance(data, Mapping) and data.get("format_version") != FORMAT_VERSION:
         raise ConfigError(
@@ -171,6 +179,12 @@ def check_literals(config: Any) -> None:
     for name, hint in typing.get_type_hints(type(config)).items():
         if typing.get_origin(hint) is Literal:
             _value(hint, getattr(config, name), name)
+
+
+def _deeper(data: Any, depth: int) -> bool:
+    """Whether lists and objects stand in each other more than ``depth`` levels deep."""
+    inner = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
+    return depth < 0 or any(_deeper(value, depth - 1) for value in inner)
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -14,7 +14,8 @@ IcrlError
 ├── ClusterError          (ConnectionError) processes or machines that work together cannot be reached, or were lost
 └── MissingExtraError     (ImportError)  an optional dependency is needed; names the extra that installs it
 
-Each also derives from the built-in error a caller would expect, given in brackets.
+Each also derives from the built-in error a caller would expect, given in brackets. There is one warning,
+:class:`ProvenanceWarning`.
 """
 
 from collections.abc import Iterable
@@ -23,6 +24,10 @@ from difflib import get_close_matches
 
 class IcrlError(Exception):
     """Base of every error of this package."""
+
+
+class ProvenanceWarning(UserWarning):
+    """A checkpoint was made with another physics engine or other tasks than those that are here."""
 
 
 class ConfigError(IcrlError, ValueError):

@@ -1,6 +1,6 @@
-"""Checkpoints: from a name to a directory, from a directory to a model, and back; the Hugging Face Hub.
+"""Checkpoints: from a name, here or on the Hugging Face Hub, to a directory, from a directory to a model, and back.
 
-A checkpoint is a directory of up to six files::
+A checkpoint is a directory of up to seven files::
 
     config.json         AgentConfig
     model.safetensors   the weights
@@ -8,9 +8,11 @@ A checkpoint is a directory of up to six files::
     evaluation.json     measured returns (optional)
     training.json       what reproduces it (optional)
     curve.png           the measured returns, drawn (optional)
+    replay.mp4          the agent at work (optional)
 
 Loading is strict: names, shapes and dtypes of all tensors are compared with the config before anything is
-allocated.
+allocated, and no file can make it run code: environments and backbones are looked up by name among those that
+are registered.
 """
 
 import json
@@ -31,7 +33,7 @@ from safetensors.torch import load_file, save
 from icrl_agents.atomic import write_atomically, write_text_atomically
 from icrl_agents.backbones import carry_bytes
 from icrl_agents.config import AgentConfig, ModelConfig, from_dict, load_json, to_dict
-from icrl_agents.errors import CheckpointError, ConfigError, IcrlError, UnknownNameError
+from icrl_agents.errors import CheckpointError, ConfigError, IcrlError, InputError, UnknownNameError
 from icrl_agents.model import InContextModel
 from icrl_agents.model_card import model_card, quoted
 
@@ -41,12 +43,19 @@ CARD_FILE = "README.md"
 EVALUATION_FILE = "evaluation.json"
 TRAINING_FILE = "training.json"
 CURVE_FILE = "curve.png"
-CHECKPOINT_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, EVALUATION_FILE, TRAINING_FILE, CURVE_FILE)
+REPLAY_FILE = "replay.mp4"
+CHECKPOINT_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, EVALUATION_FILE, TRAINING_FILE, CURVE_FILE, REPLAY_FILE)
 
 MAX_CONFIG_BYTES = 1 << 20
 """A larger config.json is refused unread."""
 
-MAX_CARRY_BYTES = 1 << 31
+MAX_HEADER_BYTES = 1 << 20
+"""Weights whose list of tensors is longer are refused unread."""
+
+MAX_TENSORS = 4096
+"""A list of more tensors is refused: a config may ask for at most as many layers, which are built to be compared."""
+
+MAX_CARRY_BYTES = 1 << 30
 """A config whose memory of one row would be larger is refused."""
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -69,7 +78,7 @@ class IndexEntry:
         bundled: directory inside ``icrl_agents/checkpoints``.
         repo: Hub id ``"org/name"``.
         revision: commit on the Hub.
-        sha256: of the Hub's ``model.safetensors`` at ``revision``.
+        sha256: of ``model.safetensors``; compared whenever the name is resolved, but for another revision.
     """
 
     bundled: str | None = None
@@ -84,7 +93,7 @@ class IndexEntry:
 
 def agent_names() -> tuple[str, ...]:
     """Names of the agents that come with the package, sorted."""
-    return tuple(sorted(_index()))
+    return tuple(sorted(index()))
 
 
 class AgentSummary(NamedTuple):
@@ -107,40 +116,44 @@ class AgentSummary(NamedTuple):
 
 def bundled_agents() -> list[AgentSummary]:
     """The agents that come with the package, by name; nothing is downloaded."""
-    return [_summary(name, entry) for name, entry in sorted(_index().items())]
+    return [_summary(name, entry) for name, entry in sorted(index().items())]
 
 
-def resolve(name: str | Path, revision: str | None = None) -> Path:
+def resolve(name: str | Path, revision: str | None = None, token: str | None = None) -> Path:
     """The directory of a checkpoint.
 
     Args:
         name: a directory, a bundled name, or a Hub id ``"org/name"``, tried in this order.
         revision: branch, tag or commit; only what is on the Hub has one.
+        token: for the Hub's private repositories; default: that of ``hf auth login`` or ``HF_TOKEN``.
 
     Raises:
         UnknownNameError: none of the three.
-        CheckpointError: the Hub has no such checkpoint or cannot be reached, or its weights are not those
-            pinned.
+        InputError: neither text nor a path.
+        CheckpointError: the Hub has no such checkpoint or cannot be reached, or the weights are not those pinned.
         ConfigError: a ``revision`` of something that is not on the Hub.
     """
+    if not isinstance(name, str | Path):
+        raise InputError(f"expected an agent's name or directory, got {name!r}")
     text = str(name)
     if text and Path(name).is_dir():
         _refuse_revision(text, revision)
         return Path(name)
-    index = _index()
-    if text in index:
-        entry = index[text]
+    known = index()
+    if text in known:
+        entry = known[text]
         if entry.bundled is not None:
             _refuse_revision(text, revision)
-            return _packaged() / entry.bundled
-        assert entry.repo is not None
-        directory = _download(entry.repo, revision or entry.revision)
+            directory = packaged() / entry.bundled
+        else:
+            assert entry.repo is not None
+            directory = _download(entry.repo, revision or entry.revision, token)
         if revision is None and entry.sha256 is not None:
             _require_digest(directory / WEIGHTS_FILE, entry.sha256)
         return directory
     if isinstance(name, str) and _REPO_ID.fullmatch(name):
-        return _download(name, revision)
-    raise UnknownNameError("agent", text, index)
+        return _download(name, revision, token)
+    raise UnknownNameError("agent", text, known)
 
 
 def load_checkpoint(directory: str | Path) -> tuple[InContextModel, AgentConfig]:
@@ -160,8 +173,8 @@ def load_checkpoint(directory: str | Path) -> tuple[InContextModel, AgentConfig]
         raise ConfigError(f"{config_file} is larger than {MAX_CONFIG_BYTES} bytes: not a config")
     config = load_json(AgentConfig, config_file)
     found = _header(weights_file)
-    if not found:
-        raise CheckpointError(f"{weights_file} holds no tensors")
+    if not 0 < len(found) <= MAX_TENSORS:
+        raise CheckpointError(f"{weights_file} holds {len(found)} tensors; expected from 1 to {MAX_TENSORS}")
     _require_layout(weights_file, found, _expected_layout(config.model, len(found)))
     # The initial weights are overwritten: they cost the caller none of his random numbers. Weights made in inference
     # mode could neither be trained nor packed for fast steps.
@@ -211,10 +224,12 @@ def save_checkpoint(
         training = _read_json(directory / TRAINING_FILE) if training is None else training
     else:  # before the weights, so that no kill leaves the new ones beside what was said of the old ones
         drawn_for_these = before is None and evaluation is not None
-        for file in (CARD_FILE, EVALUATION_FILE, TRAINING_FILE, *(() if drawn_for_these else (CURVE_FILE,))):
+        pictures = () if drawn_for_these else (CURVE_FILE, REPLAY_FILE)
+        for file in (CARD_FILE, EVALUATION_FILE, TRAINING_FILE, *pictures):
             (directory / file).unlink(missing_ok=True)
-    figure = CURVE_FILE if (directory / CURVE_FILE).is_file() else None
-    texts = {CONFIG_FILE: _json(to_dict(config)), CARD_FILE: card or model_card(config, evaluation, training, figure)}
+    figure, video = (file if (directory / file).is_file() else None for file in (CURVE_FILE, REPLAY_FILE))
+    card = card or model_card(config, evaluation, training, figure, video)
+    texts = {CONFIG_FILE: _json(to_dict(config)), CARD_FILE: card}
     if evaluation is not None:
         texts[EVALUATION_FILE] = _json(evaluation)
     if training is not None:
@@ -224,44 +239,8 @@ def save_checkpoint(
         write_text_atomically(directory / file, text)
 
 
-def push_to_hub(directory: str | Path, repo_id: str, *, private: bool = False, revision: str | None = None) -> str:
-    """Upload a checkpoint to the Hugging Face Hub, with the token of ``hf auth login`` or ``HF_TOKEN``.
-
-    Args:
-        directory: a checkpoint; loaded first, so that nothing broken is published.
-        repo_id: ``"org/name"``; made if need be.
-        private: make it private, if it is made.
-        revision: branch to upload to, made if need be; default: main.
-
-    Returns:
-        Address of the commit.
-
-    Raises:
-        ConfigError, CheckpointError: not a checkpoint, or the Hub refused it.
-    """
-    load_checkpoint(directory)
-    # Imported on use: it takes half a second, and most users of an agent never publish one.
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    with _asking_the_hub(f"the repository {repo_id!r} could not be made or found on the Hub"):
-        api.create_repo(repo_id, private=private, exist_ok=True)
-    if revision is not None:
-        with _asking_the_hub(f"the branch {revision!r} of {repo_id!r} could not be made on the Hub"):
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-    with _asking_the_hub(f"{directory} could not be uploaded to {repo_id!r} on the Hub"):
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=directory,
-            revision=revision,
-            allow_patterns=list(CHECKPOINT_FILES),
-            commit_message="Upload an icrl-agents checkpoint",
-        )
-    return commit.commit_url
-
-
 @contextmanager
-def _asking_the_hub(failed: str) -> Iterator[None]:
+def asking_the_hub(failed: str) -> Iterator[None]:
     """Whatever stops the Hub's client becomes a CheckpointError that says what failed."""
     try:
         yield
@@ -271,19 +250,21 @@ def _asking_the_hub(failed: str) -> Iterator[None]:
         raise CheckpointError(f"{failed}: {str(error) or type(error).__name__}") from error
 
 
-def _packaged() -> Path:
+def packaged() -> Path:
+    """Where the bundled checkpoints and their index are."""
     return Path(str(files("icrl_agents.checkpoints")))
 
 
-def _index() -> dict[str, IndexEntry]:
-    entries = json.loads((_packaged() / "index.json").read_text(encoding="utf-8"))
+def index() -> dict[str, IndexEntry]:
+    """Name -> where that agent's checkpoint is."""
+    entries = json.loads((packaged() / "index.json").read_text(encoding="utf-8"))
     return {name: from_dict(IndexEntry, entry, where=name) for name, entry in entries.items()}
 
 
 def _summary(name: str, entry: IndexEntry) -> AgentSummary:
     if entry.bundled is None:
         return AgentSummary(name, f"on the Hub: {entry.repo}", "-", "-", "-")
-    directory = _packaged() / entry.bundled
+    directory = packaged() / entry.bundled
     config = load_json(AgentConfig, directory / CONFIG_FILE)
     parameters = sum(math.prod(shape) for shape, _ in _header(directory / WEIGHTS_FILE).values())
     summary = (_read_json(directory / EVALUATION_FILE) or {}).get("summary") or {}
@@ -296,7 +277,7 @@ def _refuse_revision(name: str, revision: str | None) -> None:
         raise ConfigError(f"{name!r} is on this machine and has no revision {revision!r}")
 
 
-def _download(repo_id: str, revision: str | None) -> Path:
+def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
     """A snapshot of the checkpoint's files in the Hub's cache."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -307,16 +288,19 @@ def _download(repo_id: str, revision: str | None) -> Path:
     )
 
     at = f" at revision {revision!r}" if revision else ""
-    with _asking_the_hub(f"{repo_id!r}{at} could not be downloaded from the Hub"):
+    with asking_the_hub(f"{repo_id!r}{at} could not be downloaded from the Hub"):
         try:
-            return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(CHECKPOINT_FILES)))
+            return Path(
+                snapshot_download(repo_id, revision=revision, allow_patterns=list(CHECKPOINT_FILES), token=token)
+            )
         except LocalEntryNotFoundError as error:
             raise CheckpointError(
                 f"{repo_id!r} is not in the local cache and the Hub cannot be reached: {error}"
             ) from error
         except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
             raise CheckpointError(
-                f"no checkpoint {repo_id!r}{at} on the Hub (known names: {', '.join(agent_names())}): {error}"
+                f"no checkpoint {repo_id!r}{at} on the Hub, or a private one and no token that may read it "
+                f"(hf auth login, HF_TOKEN or token=); without the Hub there are {', '.join(agent_names())}: {error}"
             ) from error
 
 
@@ -353,6 +337,13 @@ Layout = dict[str, tuple[tuple[int, ...], str]]
 def _header(path: Path) -> Layout:
     """What a safetensors file says it holds; no tensor is read."""
     try:
+        with path.open("rb") as raw:
+            length = int.from_bytes(raw.read(8), "little")
+        if length > MAX_HEADER_BYTES:
+            raise CheckpointError(
+                f"{path} is not a whole safetensors file (pickles are never read): it begins as if it "
+                f"listed tensors in {length} bytes, at most {MAX_HEADER_BYTES} are allowed"
+            )
         with safe_open(path, framework="pt", device="cpu") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             return {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
@@ -364,9 +355,9 @@ def _header(path: Path) -> Layout:
 
 def _expected_layout(config: ModelConfig, tensors: int) -> Layout:
     """What a model of this config holds, found without allocating it."""
-    layers = config.backbone_options.get("n_layers")
-    if isinstance(layers, int) and layers > tensors:
-        raise CheckpointError(f"{layers} layers cannot come from {tensors} tensors")
+    for name, layers in (("n_layers", config.backbone_options.get("n_layers")), ("head_layers", config.head_layers)):
+        if isinstance(layers, int) and layers > tensors:
+            raise CheckpointError(f"{name} is {layers}, but the weights are only {tensors} tensors")
     try:
         with torch.device("meta"):
             model = InContextModel(config)

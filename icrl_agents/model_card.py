@@ -1,5 +1,6 @@
 """The model card: what a checkpoint's README.md says, with Hub metadata."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ def model_card(
     evaluation: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
     figure: str | None = None,
+    video: str | None = None,
 ) -> str:
     """A checkpoint's card, with YAML metadata on top.
 
@@ -37,6 +39,7 @@ def model_card(
             ``summary`` and ``controls`` are shown if they are there. None: the card says that nothing was measured.
         training: what reproduces the agent; its ``recipe`` becomes a tag.
         figure: file name of the learning curve's picture, beside the card.
+        video: file name of a film of the agent, likewise; the Hub shows a ``replay.mp4`` above the card, too.
     """
     # Imported on use: it takes half a second, and loading an agent from a directory needs no Hub.
     from huggingface_hub import ModelCardData
@@ -47,6 +50,7 @@ def model_card(
         license="apache-2.0",
         pipeline_tag="reinforcement-learning",
         tags=[
+            "reinforcement-learning",
             "in-context-reinforcement-learning",
             *([recipe.replace(" ", "-")] if recipe else []),
             config.model.backbone,
@@ -56,16 +60,24 @@ def model_card(
         eval_results=None if evaluation is None else _eval_results(evaluation),
     )
     measured = "Nothing was measured yet." if evaluation is None else _measured(config, evaluation, figure)
-    return f"---\n{data.to_yaml()}\n---\n\n{_body(config, measured, recipe, training is not None)}"
+    return f"---\n{data.to_yaml()}\n---\n\n{_body(config, measured, recipe, training is not None, video)}"
 
 
-def _body(config: AgentConfig, measured: str, recipe: str, reproducible: bool) -> str:
+def card_of_repository(card: str, name: str, repo_id: str) -> str:
+    """A card whose code and command name the repository that they lie in, where they named the agent ``name``."""
+    for before, after in (('from_pretrained("', '")'), ("icrl-agents evaluate ", "")):
+        card = re.sub(f"{re.escape(before + name + after)}(?![\\w-])", f"{before}{repo_id}{after}", card)
+    return card
+
+
+def _body(config: AgentConfig, measured: str, recipe: str, reproducible: bool, video: str | None) -> str:
     model = config.model
+    film = "" if video is None else f'\n<video controls autoplay loop muted src="{video}"></video>\n'
     return f"""# {config.name}
 
 An agent for `{config.env_id}` that learns a task it has never seen while it acts: its weights stay as they
 are, all learning happens in the memory of its {model.backbone} backbone.
-
+{film}
 ```python
 import icrl_agents
 

@@ -16,8 +16,11 @@ with contextlib.suppress(ImportError):
     # together. PyTorch's optimisers import it wherever it is installed.
     import triton  # noqa: F401
 
+import mujoco
+
 from icrl_agents.agent import InContextAgent
 from icrl_agents.config import AgentConfig, ModelConfig
+from icrl_agents.envs import task_split
 from icrl_agents.model import InContextModel
 
 torch.set_num_threads(1)  # tests run in parallel processes
@@ -39,8 +42,8 @@ def tiny_config(backbone: str = "mamba", observation_dim: int = 8, action_dim: i
         episode_steps=50,
         training_episodes=4,
         split="paper",
-        split_hash="0123",
-        mujoco_version="4.0.0",
+        split_hash=task_split("icrl/ReacherGoal-v0").content_hash,
+        mujoco_version=mujoco.__version__,
         model=ModelConfig(observation_dim, action_dim, backbone, BACKBONES[backbone], head_hidden=8, **model),
     )
 

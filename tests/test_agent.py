@@ -1,6 +1,7 @@
 """The agent's contract: what it feeds its model, and that nothing else changes what it does."""
 
 import pickle
+import sys
 import tracemalloc
 from contextlib import closing
 from types import SimpleNamespace
@@ -242,9 +243,12 @@ def test_reset_refuses_what_it_cannot_act_in(make_agent):
             agent.reset(num_envs=2, env=env)
     with pytest.raises(ConfigError, match="SameStep"):
         agent.reset(num_envs=2, autoreset_mode="sometimes")
-    for wrong in (0, -1, 1.5):
-        with pytest.raises(InputError):
+    for wrong in (0, -1, 1.5, True, "3", 10**13):
+        with pytest.raises(InputError, match="num_envs"):
             agent.reset(num_envs=wrong)
+    for wrong in (-1, 1.5, "a", 2**63):
+        with pytest.raises(InputError, match="seed"):
+            agent.reset(seed=wrong)
 
 
 # ------------------------------------------------------------------ wrong input changes nothing
@@ -260,6 +264,11 @@ BAD_ACT = {
     "complex": np.zeros(8, complex),
     "dict": {"obs": 1},
     "none": None,
+    "what reset returns": (np.zeros(8), {}),
+    "bfloat16": torch.zeros(8, dtype=torch.bfloat16),
+    "object": object(),
+    "bytes": b"12345678",
+    "dates": np.zeros(8, "datetime64[s]"),
 }
 BAD_OBSERVE = {
     "reward shape": {"reward": [0.0]},
@@ -281,6 +290,28 @@ def test_a_bad_observation_changes_nothing(agent, obs):
     with pytest.raises(InputError):
         agent.act(obs)
     np.testing.assert_array_equal(agent.act(np.ones(8)), twin.act(np.ones(8)))
+
+
+MESSAGES = {
+    "what reset returns": "a tuple that ends in a dict, as reset and step return it",
+    "dict": "expected an array, got dict",
+    "none": "expected an array, got None",
+    "text": "expected real numbers, got <U1",
+    "infinite in float32": r"finite in float32, got 1e\+300",
+    "rows": r"expected shape \(8,\), since the agent acts in one environment, got \(1, 8\)",
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_a_bad_observation_is_named(make_agent, name):
+    with pytest.raises(InputError, match=MESSAGES[name]):
+        make_agent().act(BAD_ACT[name])
+
+
+def test_observations_that_are_tensors_are_read(make_agent):
+    expected = make_agent().act(np.ones(8))
+    for tensor in (torch.ones(8), torch.ones(8, dtype=torch.float64), torch.ones(8, requires_grad=True)):
+        np.testing.assert_array_equal(make_agent().act(tensor), expected)
 
 
 @pytest.mark.parametrize("wrong", BAD_OBSERVE.values(), ids=BAD_OBSERVE.keys())
@@ -444,6 +475,45 @@ def test_prefill_is_chunked_without_a_seam(make_agent, monkeypatch):
     monkeypatch.setattr("icrl_agents.agent.PREFILL_CHUNK", 5)
     chunked.prefill(history)
     np.testing.assert_allclose(chunked.act(np.ones(8)), whole.act(np.ones(8)), atol=2e-5)
+
+
+@pytest.mark.parametrize("backbone", ["mamba", "mamba2", "transformer"])
+def test_prefill_continues_rows_that_are_at_different_times(make_agent, backbone):
+    """In the middle of episodes, after rows forgot, one by one."""
+    rng, rows = np.random.default_rng(0), 3
+    filled, lived = make_agent(backbone), make_agent(backbone)
+    for agent in (filled, lived):
+        agent.reset(num_envs=rows)
+    for forgotten in ([False, True, False], [True, False, False], [False, False, False]):
+        before, demonstration = experience(rng, 7, rows), experience(rng, 9, rows)
+        before.terminated[:, -1] = [True, False, False]
+        before.truncated[:, -1] = False
+        for agent in (filled, lived):
+            live(agent, before)
+            agent.forget(forgotten)
+        filled.prefill(demonstration)
+        live(lived, demonstration)
+        np.testing.assert_allclose(live(filled, before), live(lived, before), atol=5e-5)
+
+
+def test_prefill_leaves_resets_that_are_due(make_agent, monkeypatch):
+    """The environment still begins those rows' episodes in the next step."""
+    agent, history = make_agent(), experience(np.random.default_rng(0), 4, 2)
+    history.terminated[:, -1] = history.truncated[:, -1] = False
+    agent.reset(num_envs=2, autoreset_mode="NextStep")
+    agent.act(np.ones((2, 8)))
+    agent.observe([0.0, 0.0], [True, False])
+    agent.prefill(history)
+    seen = spy_on(agent, monkeypatch)
+    np.testing.assert_array_equal(agent.act(np.ones((2, 8)))[0], [0.0, 0.0])
+    agent.observe([0.0, 0.0], [False, False])
+    agent.act(np.ones((2, 8)))
+    assert [tokens[:, -1].tolist() for tokens in seen] == [[0.0], [1.0, 0.0]]  # episode start
+
+
+def test_prefill_names_what_a_history_lacks(make_agent):
+    with pytest.raises(InputError, match="a dict has no attributes observations, actions"):
+        make_agent().prefill({"observations": np.zeros((3, 8))})
 
 
 def test_prefill_with_nothing_changes_nothing(agent):
@@ -624,6 +694,20 @@ def test_make_env_of_an_unregistered_id(make_agent):
     wrong = make_agent(observation_dim=3)
     with pytest.raises(ConfigError, match=r"\(3,\)"):
         wrong.make_env()
+    for make in (agent.make_env, lambda **options: agent.make_vec_env(2, **options)):
+        with pytest.raises(ConfigError, match=r"cannot be made with the options .*gravity"):
+            make(gravity=3)
+
+
+@pytest.mark.parametrize("env_id", ["os:Exit-v0", "antigravity:Env-v0"])
+def test_a_checkpoint_cannot_name_code_as_its_environment(make_agent, env_id):
+    from dataclasses import replace
+
+    agent = make_agent()
+    hostile = InContextAgent(agent.model, replace(agent.config, env_id=env_id))
+    with pytest.raises(UnknownNameError):
+        hostile.make_env()
+    assert "antigravity" not in sys.modules
 
 
 def test_a_model_of_another_config_is_refused(make_agent, make_config):

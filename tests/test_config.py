@@ -104,6 +104,28 @@ def test_a_missing_file_or_a_directory_is_named(tmp_path):
         load_json(AgentConfig, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ('{"a": ' + "[" * 40 + "]" * 40 + "}", "nested deeper than 32 levels"),
+        (r'{"a": "\ud800"}', "not valid JSON"),  # half of a surrogate pair: it could be read and never be written
+    ],
+)
+def test_what_could_not_be_written_again_is_refused(make_config, tmp_path, options, message):
+    path = tmp_path / "config.json"
+    save_json(make_config(), path)
+    path.write_text(path.read_text().replace('"env_options": {}', f'"env_options": {options}'))
+    with pytest.raises(ConfigError, match=message):
+        load_json(AgentConfig, path)
+    path.write_text(path.read_text().replace(options, '{"a": [[["\\u00e9"]]]}'))
+    assert load_json(AgentConfig, path).env_options == {"a": [[["\u00e9"]]]}
+
+
+def test_bounds_are_finite_in_float32(make_config):
+    with pytest.raises(ConfigError, match="finite in float32"):
+        replace(make_config(), action_high=(1e39, 1.0))
+
+
 @dataclass(frozen=True)
 class Choice:
     rank: int | Literal["auto"] = "auto"

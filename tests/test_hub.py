@@ -3,13 +3,9 @@
 import json
 import os
 import pickle
-import subprocess
 import sys
-import threading
-from base64 import b64decode
 from dataclasses import replace
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from time import perf_counter
 
@@ -19,13 +15,13 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from icrl_agents import backbones, hub
+from icrl_agents import backbones, hub, publishing
 from icrl_agents.agent import InContextAgent
 from icrl_agents.backbones.mamba import Mamba
 from icrl_agents.config import from_dict, to_dict
-from icrl_agents.errors import CheckpointError, ConfigError, IcrlError, UnknownNameError
+from icrl_agents.errors import CheckpointError, ConfigError, IcrlError, InputError, UnknownNameError
 from icrl_agents.model import InContextModel
-from icrl_agents.model_card import model_card
+from icrl_agents.model_card import card_of_repository, model_card
 
 EVALUATION = {
     "agent": "tiny-mamba",
@@ -59,6 +55,7 @@ def saved(agent, tmp_path):
     directory = tmp_path / "checkpoint"
     directory.mkdir()
     (directory / "curve.png").write_bytes(b"drawn")
+    (directory / "replay.mp4").write_bytes(b"filmed")
     hub.save_checkpoint(directory, agent.model, agent.config, evaluation=EVALUATION, training=TRAINING)
     return directory
 
@@ -279,6 +276,7 @@ SIZES = {
     "more than an address space": {"d_model": 1 << 60},
     "beyond int64": {"d_model": 1 << 80},
     "a billion layers": {"n_layers": 1_000_000_000},
+    "a trillion states": {"d_state": 1_000_000_000_000},
     "no layers": {"n_layers": 0},
     "negative": {"d_model": -16},
     "zero": {"d_model": 0},
@@ -296,6 +294,56 @@ def test_a_config_of_other_sizes_is_refused_before_anything_is_allocated(saved, 
     with pytest.raises(IcrlError):
         hub.load_checkpoint(saved)
     assert perf_counter() - start < 5
+
+
+def edited(directory, **model):
+    """Other entries of the config's model."""
+    data = json.loads((directory / "config.json").read_text())
+    data["model"] |= model
+    (directory / "config.json").write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize("model", [{"head_layers": 10**6}, {"head_hidden": 10**9}, {"observation_dim": 10**9}])
+def test_other_sizes_of_the_model_are_refused_before_anything_is_allocated(saved, model):
+    edited(saved, **model)
+    start = perf_counter()
+    with pytest.raises(IcrlError):
+        hub.load_checkpoint(saved)
+    assert perf_counter() - start < 5
+
+
+def test_a_list_of_very_many_tensors_is_refused(saved):
+    save_file({str(i): torch.zeros(0) for i in range(hub.MAX_TENSORS + 1)}, saved / "model.safetensors")
+    edited(saved, head_layers=hub.MAX_TENSORS)
+    with pytest.raises(CheckpointError, match=f"{hub.MAX_TENSORS + 1} tensors; expected from 1 to {hub.MAX_TENSORS}"):
+        hub.load_checkpoint(saved)
+
+
+def test_a_header_that_claims_terabytes_is_refused(saved):
+    claim = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
+    header = json.dumps({"embed.weight": claim}).encode()
+    (saved / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        hub.load_checkpoint(saved)
+
+
+def test_names_that_are_no_names(packaged):
+    for name in (None, 3, b"mine", ["mine"]):
+        with pytest.raises(InputError, match="name or directory"):
+            hub.resolve(name)
+
+
+def test_the_digest_of_a_bundled_agent_is_compared(packaged):
+    digest = sha256((packaged / "mine-v1/model.safetensors").read_bytes()).hexdigest()
+    index = json.loads((packaged / "index.json").read_text())
+    for expected in (digest, "0" * 64):
+        index["mine"]["sha256"] = expected
+        (packaged / "index.json").write_text(json.dumps(index))
+        if expected == digest:
+            assert hub.resolve("mine") == packaged / "mine-v1"
+        else:
+            with pytest.raises(CheckpointError, match=f"has SHA-256 {digest}, expected 0000"):
+                hub.resolve("mine")
 
 
 def test_a_gigantic_memory_is_refused(make_agent, tmp_path):
@@ -345,7 +393,7 @@ def packaged(tmp_path, monkeypatch, make_agent):
         "theirs": {"repo": "org/theirs", "revision": "main", "sha256": "0" * 64},
     }
     (package / "index.json").write_text(json.dumps(index))
-    monkeypatch.setattr(hub, "_packaged", lambda: package)
+    monkeypatch.setattr(hub, "packaged", lambda: package)
     return package
 
 
@@ -393,14 +441,14 @@ def test_summaries_of_the_bundled_agents(packaged, make_agent):
 
 
 def test_every_agent_in_the_package_loads_and_all_fit_in_40_megabytes():
-    entries = hub._index()
+    entries = hub.index()
     assert tuple(sorted(entries)) == hub.agent_names()
     for name, entry in entries.items():
         if entry.bundled is not None:
             agent = InContextAgent.from_pretrained(name, device="cpu")
             assert agent.config.name == name
             assert np.isfinite(agent.act(np.zeros(agent.config.model.observation_dim))).all()
-    files = [file for file in hub._packaged().rglob("*") if file.is_file()]
+    files = [file for file in hub.packaged().rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 40e6
 
 
@@ -411,6 +459,7 @@ def test_the_card_holds_the_measured_numbers(make_config):
     card = ModelCard(model_card(make_config(), EVALUATION))
     assert card.data.library_name == "icrl-agents"
     assert card.data.model_name == "tiny-mamba"
+    assert {"reinforcement-learning", "icrl/ReacherGoal-v0", "mamba"} <= set(card.data.tags)
     first_episode, last_episode = card.data.eval_results
     assert first_episode.metric_value == -11.0  # (-10 - 12) / 2
     assert last_episode.metric_value == -3.0  # (-4 - 2) / 2
@@ -426,6 +475,7 @@ def test_the_card_holds_the_measured_numbers(make_config):
     assert "`icrl-agents evaluate tiny-mamba --tasks 2 --episodes 3 --seed 0 1`" in card.text
     assert "sequences of 4 episodes" in card.text
     assert ".png" not in card.text
+    assert "<video" not in card.text
 
 
 def test_the_card_of_a_full_evaluation_gives_the_short_command(make_config):
@@ -442,7 +492,18 @@ def test_the_card_names_the_recipe_and_no_other(make_config, recipe):
 
 
 def test_the_card_shows_the_picture_that_lies_beside_it(saved):
-    assert "](curve.png)" in (saved / "README.md").read_text()
+    card = (saved / "README.md").read_text()
+    assert "](curve.png)" in card
+    assert '<video controls autoplay loop muted src="replay.mp4">' in card
+
+
+def test_a_card_names_the_repository_it_lies_in(make_config):
+    card = model_card(make_config(), EVALUATION)
+    there = card_of_repository(card, "tiny-mamba", "org/tiny")
+    assert 'from_pretrained("org/tiny")' in there
+    assert "`icrl-agents evaluate org/tiny --tasks 2" in there
+    assert "# tiny-mamba\n" in there
+    assert card_of_repository(card, "tiny", "org/tiny") == card
 
 
 def test_a_card_without_an_evaluation_claims_nothing(make_config):
@@ -461,212 +522,10 @@ def test_the_cards_code_runs(packaged, make_config, monkeypatch):
     assert np.isfinite(namespace["reward"])
 
 
-# ------------------------------------------------------------------ the Hub, by its real client
-
-
-class HubServer(BaseHTTPRequestHandler):
-    """As much of the Hub as one repository needs; ``files`` and ``commits`` are its content."""
-
-    def do_GET(self):
-        self._answer(head=False)
-
-    def do_HEAD(self):
-        self._answer(head=True)
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.log.append(self.path)
-        path = self.path.partition("?")[0]
-        if path == "/api/repos/create":
-            self.server.repo = json.loads(body)
-            self._json({"url": f"{self.server.url}/org/agent"})
-        elif path.endswith("/preupload/main"):
-            files = json.loads(body)["files"]
-            self._json({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]})
-        elif path.endswith("/commit/main"):
-            for line in body.decode().splitlines():
-                operation = json.loads(line)
-                if operation["key"] == "file":
-                    value = operation["value"]
-                    self.server.files[value["path"]] = b64decode(value["content"])
-            oid = sha256(repr(self.server.files).encode()).hexdigest()[:40]
-            self.server.commits.append(oid)
-            self._json({"commitUrl": f"{self.server.url}/org/agent/commit/{oid}", "commitOid": oid})
-        else:
-            self._json({})
-
-    def _answer(self, head):
-        self.server.log.append(self.path)
-        path, files = self.path.partition("?")[0], self.server.files
-        if not self.server.commits or "/org/agent" not in path:
-            self._error("RepoNotFound")
-        elif "/revision/" in path or path == "/api/models/org/agent":
-            revision = path.rpartition("/")[2]
-            if revision in ("main", "agent", self.server.commits[-1]):
-                listed = [{"rfilename": name} for name in files]
-                self._json({"id": "org/agent", "sha": self.server.commits[-1], "siblings": listed})
-            else:
-                self._error("RevisionNotFound")
-        elif "/tree/" in path:
-            self._json([{"type": "file", "path": n, "size": len(c), "oid": blob_id(c)} for n, c in files.items()])
-        elif "/resolve/" in path and path.rpartition("/")[2] in files:
-            content = files[path.rpartition("/")[2]]
-            self._send(200, b"" if head else content, {"ETag": f'"{blob_id(content)}"'}, length=len(content))
-        else:
-            self._error("EntryNotFound")
-
-    def _error(self, code):
-        self._send(404, b"", {"X-Error-Code": code})
-
-    def _json(self, data):
-        self._send(200, json.dumps(data).encode(), {"Content-Type": "application/json"})
-
-    def _send(self, status, body, headers, length=None):
-        self.send_response(status)
-        commit = self.server.commits[-1] if self.server.commits else "0" * 40
-        whole = {"X-Repo-Commit": commit, "Content-Length": str(len(body) if length is None else length)}
-        for key, value in {**whole, **headers}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        """Quiet."""
-
-
-def blob_id(content):
-    return sha256(content).hexdigest()[:40]
-
-
-@pytest.fixture
-def server():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), HubServer)
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    server.files, server.commits, server.log, server.repo = {}, [], [], None
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def client(server, home, code, **environment):
-    """Run code in a process whose Hub is the server; the client reads its settings when it is imported."""
-    settings = {
-        "HF_ENDPOINT": server.url,
-        "HF_HOME": str(home),
-        "HF_TOKEN": "hf_test",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1",
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **settings, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-def test_push_then_load_by_id_and_by_pinned_name(server, make_agent, tmp_path):
-    agent = make_agent()
-    agent.save_pretrained(tmp_path / "mine")
-    (tmp_path / "mine" / "secret.txt").write_text("no part of a checkpoint")
-    (tmp_path / "mine" / "curve.png").write_bytes(b"a picture")
-    push = f"""
-from icrl_agents import push_to_hub
-print(push_to_hub({str(tmp_path / "mine")!r}, "org/agent", private=True))
-"""
-    address = client(server, tmp_path / "home", push)
-    assert address.endswith(f"/commit/{server.commits[-1]}")
-    assert server.repo["visibility"] == "private"
-    assert sorted(server.files) == ["README.md", "config.json", "curve.png", "model.safetensors"]
-
-    server.files["huge.bin"] = b"0" * 1000  # somebody else's file, not to be downloaded
-    load = """
-import numpy as np
-from icrl_agents import InContextAgent
-agent = InContextAgent.from_pretrained("org/agent", device="cpu")
-print(agent.act(np.ones(8)).tolist())
-"""
-    action = json.loads(client(server, tmp_path / "home", load))
-    np.testing.assert_array_equal(np.float32(action), agent.act(np.ones(8)))
-    assert not any("huge.bin" in path for path in server.log)
-
-    digest = sha256((tmp_path / "mine" / "model.safetensors").read_bytes()).hexdigest()
-    pinned = """
-import json, sys
-from pathlib import Path
-from icrl_agents import hub
-from icrl_agents.errors import CheckpointError
-hub._packaged = lambda: Path(sys.argv[0] or ".")
-entry = {{"repo": "org/agent", "revision": {revision!r}, "sha256": {digest!r}}}
-hub._index = lambda: {{"pinned": hub.IndexEntry(**entry)}}
-try:
-    hub.load_checkpoint(hub.resolve("pinned"))
-    print("loaded")
-except CheckpointError as error:
-    print(error)
-"""
-    revision = server.commits[-1]
-    assert client(server, tmp_path / "home", pinned.format(revision=revision, digest=digest)) == "loaded"
-    other = client(server, tmp_path / "home", pinned.format(revision=revision, digest="0" * 64))
-    assert "expected 000000" in other
-    # and without a network, from the cache
-    offline = client(server, tmp_path / "home", pinned.format(revision=revision, digest=digest), HF_HUB_OFFLINE="1")
-    assert offline == "loaded"
-
-
-def test_what_the_hub_does_not_have(server, make_agent, tmp_path):
-    attempts = """
-from icrl_agents import InContextAgent
-from icrl_agents.errors import CheckpointError
-for name, revision in (("org/agent", None), ("org/agent", "v9"), ("org/nothing", None)):
-    try:
-        InContextAgent.from_pretrained(name, revision=revision)
-    except CheckpointError as error:
-        print(str(error).splitlines()[0])
-"""
-    lines = client(server, tmp_path, attempts).splitlines()
-    assert len(lines) == 3
-    assert all("no checkpoint 'org/" in line for line in lines)
-    lines = client(server, tmp_path, attempts, HF_HUB_OFFLINE="1").splitlines()
-    assert len(lines) == 3
-    assert all("not in the local cache" in line for line in lines)
-
-
-def test_no_network_is_an_error_of_ours_that_says_what_failed(server, make_agent, tmp_path):
-    make_agent().save_pretrained(tmp_path / "mine")
-    attempts = f"""
-from icrl_agents import InContextAgent, push_to_hub
-from icrl_agents.errors import CheckpointError
-for attempt in (
-    lambda: push_to_hub({str(tmp_path / "mine")!r}, "org/agent"),
-    lambda: push_to_hub({str(tmp_path / "mine")!r}, "no/such/name"),
-    lambda: InContextAgent.from_pretrained("org/agent"),
-):
-    try:
-        attempt()
-    except CheckpointError as error:
-        print(str(error).splitlines()[0])
-"""
-    nobody = "http://127.0.0.1:1"
-    made, named, read = client(server, tmp_path / "home", attempts, HF_ENDPOINT=nobody).splitlines()
-    assert "the repository 'org/agent' could not be made or found on the Hub: " in made
-    assert "'no/such/name'" in named
-    assert "'org/agent' is not in the local cache and the Hub cannot be reached" in read
-
-
 def test_nothing_broken_is_pushed(saved):
     (saved / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match="not a whole safetensors"):
-        hub.push_to_hub(saved, "org/agent")
+        publishing.push_to_hub(saved, "org/agent")
 
 
 def test_loaded_models_are_in_evaluation_mode_and_equal(saved, agent):

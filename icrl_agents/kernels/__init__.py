@@ -15,8 +15,9 @@ reference  plain PyTorch, differentiable                      any device, any re
 
 Under autocast arguments are cast to float32, as PyTorch does for what needs its precision; so are results.
 
-The fastest that serves the arguments is taken, unless ``kernel=`` or the environment variable ``ICRL_KERNEL`` names
-one: that one runs or raises. :func:`kernel_status` tells what is in use here and why the others are not.
+The fastest that serves the arguments is taken, unless ``kernel=``, :func:`forced_kernel` or the environment variable
+``ICRL_KERNEL`` names one: that one runs or raises. :func:`kernel_status` tells what is in use here and why the others
+are not.
 """
 
 from collections.abc import Callable
@@ -37,6 +38,7 @@ from icrl_agents.kernels.choice import (
     available_kernels,
     choose,
     compiled,
+    forced_kernel,
     kernel_status,
 )
 
@@ -291,6 +293,7 @@ __all__ = [
     "causal_conv",
     "compiled",
     "conv_step",
+    "forced_kernel",
     "kernel_status",
     "selective_scan",
     "selective_step",

@@ -2,11 +2,14 @@
 
 A kernel that is named, by ``kernel=`` or by the environment variable ``ICRL_KERNEL``, runs or raises: nothing else
 takes its place unseen. Only functions that the kernel in ``ICRL_KERNEL`` does not have at all are chosen as ever.
+Inside :func:`forced_kernel` its name stands in the place of ``ICRL_KERNEL``.
 """
 
 import os
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -61,6 +64,9 @@ _KERNELS: Mapping[str, _Kernel] = {
 """The fastest first; the last serves everything."""
 
 
+_forced: ContextVar[str | None] = ContextVar("forced kernel", default=None)
+
+
 @dataclass(frozen=True)
 class KernelStatus:
     """A kernel on this machine.
@@ -98,6 +104,21 @@ def choose(name: str | None, function: str, *tensors: Tensor | None, remembers: 
             raise ConfigError(f"{source}{named} cannot run {function}: {why_not}. These can: {others}")
         return _load(named)[0] or import_module(_KERNELS[named].module)
     return _fastest(function, *tensors, remembers=remembers)
+
+
+@contextmanager
+def forced_kernel(name: str) -> Iterator[None]:
+    """Inside, in this thread alone, ``name`` is what ``ICRL_KERNEL`` would say.
+
+    Raises:
+        UnknownNameError: no such kernel.
+    """
+    _named(name)
+    before = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(before)
 
 
 def available_kernels() -> tuple[str, ...]:
@@ -148,7 +169,8 @@ def why_unavailable(name: str) -> str:
 
 def _named(name: str | None) -> tuple[str | None, str]:
     """The kernel that was asked for, if any, and how."""
-    named, source = (name, "kernel=") if name else (os.environ.get(VARIABLE) or None, f"{VARIABLE}=")
+    forced = name or _forced.get()
+    named, source = (forced, "kernel=") if forced else (os.environ.get(VARIABLE) or None, f"{VARIABLE}=")
     if named is not None and named not in _KERNELS:
         raise UnknownNameError("kernel", named, _KERNELS)
     return named, source
