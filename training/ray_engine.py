@@ -196,8 +196,8 @@ def _connect(ray: Any, address: str | None) -> None:
         ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
         raise ClusterError(
-            f"no Ray could be reached at {where}: {error}. A cluster that was started with a token wants it here too, see "
-            "RAY_AUTH_TOKEN_PATH in Ray's documentation"
+            f"no Ray could be reached at {where}: {error}. A cluster that was started with a token wants it here too, "
+            "see RAY_AUTH_TOKEN_PATH in Ray's documentation"
         ) from error
 
 
