@@ -37,7 +37,7 @@ from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.lock import DirectoryLock, writing
 from icrl_agents.training.manifest import Manifest
 from icrl_agents.training.on_policy import OnPolicyConfig, OnPolicySampler, Teachers
-from icrl_agents.training.parallel import Processes, joined_processes
+from icrl_agents.training.parallel import Processes, joined_processes, processes_of_environment
 from icrl_agents.training.run_log import RunLog
 from icrl_agents.training.run_state import RunState, claim_run, load_run, save_run
 from icrl_agents.training.validation import (
@@ -197,6 +197,7 @@ def train(
             full.
         KeyboardInterrupt: after the state was saved.
     """
+    processes_of_environment().check_batch(config.batch_size)
     dataset = HistoryDataset(dataset_dir)
     manifest = dataset.manifest
     dataset.verify()
@@ -206,7 +207,6 @@ def train(
         rollout = rollout_on_unseen_tasks(manifest, config.val_episodes, config.seed)
     out_dir = Path(out_dir)
     with joined_processes() as processes, ExitStack() as held, torch.random.fork_rng():
-        processes.check_batch(config.batch_size)
 
         def claim() -> None:
             held.enter_context(DirectoryLock(out_dir))

@@ -195,7 +195,10 @@ def _connect(ray: Any, address: str | None) -> None:
     try:
         ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
-        raise ClusterError(f"no Ray could be reached at {where}: {error}") from error
+        raise ClusterError(
+            f"no Ray could be reached at {where}: {error}. A cluster that was started with a token wants it here too, "
+            "see RAY_AUTH_TOKEN_PATH in Ray's documentation"
+        ) from error
 
 
 def _knock(address: str) -> None:

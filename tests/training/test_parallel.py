@@ -12,11 +12,12 @@ from safetensors.numpy import load_file
 
 from icrl_agents.envs import task_split
 from icrl_agents.errors import ConfigError
+from icrl_agents.training.distillation import DistillationConfig, train
 from icrl_agents.training.histories import HistoryWriter
 from icrl_agents.training.parallel import Processes, processes_of_environment
 
 PROCESSES = """
-# One process imports everything; its children train and are killed. argv: directory of the data and the runs.
+# One process imports everything; its children train and are killed. argv: directory of the data and runs; which runs.
 import os, signal, socket, sys
 from pathlib import Path
 import numpy as np
@@ -83,17 +84,20 @@ def run(name, config, count, at_update=lambda rank, number: None):
 def signal_second(number, which):
     return lambda rank, update: os.kill(os.getpid(), which) if (rank, update) == (1, number) else None
 
-for method, config in (("ad", AD), ("on-policy", ON_POLICY)):
-    assert run(f"{method}-1", config, 1) == {0: 0}
-    assert run(f"{method}-2", config, 2) == {0: 0, 1: 0}
-    assert run(f"{method}-killed", config, 2, signal_second(4, signal.SIGKILL)) == {0: 0, 1: -signal.SIGKILL}
-    (root / f"{method}-killed.0.txt").rename(root / f"{method}-killed.txt")
-    assert run(f"{method}-killed", config, 2) == {0: 0, 1: 0}
-assert run("ad-stopped", AD, 2, signal_second(3, signal.SIGINT)) == {0: 0, 1: 0}
-for rank in range(2):
-    (root / f"ad-stopped.{rank}.txt").rename(root / f"ad-stopped.first.{rank}.txt")
-assert run("ad-stopped", AD, 1) == {0: 0}
-assert run("ad-3", AD, 3) == {0: 0, 1: 0, 2: 0}
+for name in sys.argv[2:]:
+    method, _, kind = name.rpartition("-")
+    config = {"ad": AD, "on-policy": ON_POLICY}[method]
+    if kind in ("1", "2"):
+        assert set(run(name, config, int(kind)).values()) == {0}
+    elif kind == "killed":
+        assert run(name, config, 2, signal_second(4, signal.SIGKILL)) == {0: 0, 1: -signal.SIGKILL}
+        (root / f"{name}.0.txt").rename(root / f"{name}.txt")
+        assert run(name, config, 2) == {0: 0, 1: 0}
+    elif kind == "stopped":
+        assert run(name, config, 2, signal_second(3, signal.SIGINT)) == {0: 0, 1: 0}
+        for rank in range(2):
+            (root / f"{name}.{rank}.txt").rename(root / f"{name}.first.{rank}.txt")
+        assert run(name, config, 1) == {0: 0}
 """
 
 
@@ -108,11 +112,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory, make_dataset, make_manifest, 
     with HistoryWriter.create_or_resume(root / "data", manifest) as writer:
         writer.append(make_arrays(manifest, ends, 40), {})
         writer.finish(np.zeros(4))
+    run(root, "ad-1", "ad-2", "ad-killed", "ad-stopped", "on-policy-1", "on-policy-2")
+    return root
+
+
+def run(root: Path, *names: str) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", "-c", PROCESSES, str(root)]
+    command = [sys.executable, "-W", "error", "-c", PROCESSES, str(root), *names]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    return root
 
 
 def metrics(directory: Path) -> list[dict]:
@@ -141,8 +149,10 @@ def test_two_processes_do_the_run_of_one(runs: Path, method: str) -> None:
     assert json.loads((runs / f"{method}-2/training.json").read_text())["processes"] == 2
 
 
-@pytest.mark.parametrize("method", ["ad", "on-policy"])
+@pytest.mark.parametrize("method", ["ad", pytest.param("on-policy", marks=pytest.mark.soak)])
 def test_a_lost_process_ends_the_run_and_the_same_command_goes_on(runs: Path, method: str) -> None:
+    if method == "on-policy":
+        run(runs, "on-policy-killed")
     said = (runs / f"{method}-killed.txt").read_text()
     assert "ClusterError: another process of this training ended or cannot be reached" in said
     assert "the same command goes on" in said
@@ -158,11 +168,15 @@ def test_an_interrupt_of_one_stops_all_and_one_alone_may_go_on(runs: Path) -> No
     assert_close(runs / "ad-1", runs / "ad-stopped")
 
 
-def test_a_batch_that_cannot_be_divided_is_refused_before_anything_is_written(runs: Path) -> None:
-    for rank in range(3):
-        said = (runs / f"ad-3.{rank}.txt").read_text()
-        assert said.startswith("ConfigError: a batch of 4 sequences cannot be divided among 3 processes")
-    assert not (runs / "ad-3").exists()
+def test_a_batch_that_cannot_be_divided_is_refused_before_anything_is_written(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    config = DistillationConfig(name="tiny", env_id="icrl/ReacherGoal-v0", batch_size=4)
+    with pytest.raises(ConfigError, match="a batch of 4 sequences cannot be divided among 3 processes"):
+        train(config, runs / "data", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match=r"start one of 1, 2, 3, 4, 6, 12$"):
         Processes(0, 5).check_batch(12)
 
