@@ -1,10 +1,11 @@
 """Collecting learning histories: task-parallel learners at work, every step recorded, resumable at every shard."""
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium
 import mujoco
@@ -23,9 +24,11 @@ from torch import Tensor
 from icrl_agents.envs import MetaVectorEnv, env_definition, task_split
 from icrl_agents.errors import ConfigError
 from icrl_agents.training.histories import HistoryDataset, HistoryWriter, Manifest
+from icrl_agents.training.sources.off_policy import OffPolicySource
 from icrl_agents.training.sources.policies import SnapshotPolicies, snapshot_by_task
 from icrl_agents.training.sources.ppo import PPOConfig, TaskParallelPPO
 from icrl_agents.training.sources.rollouts import Recording, RolloutCollector
+from icrl_agents.training.sources.sac import SACConfig
 
 EVALUATION_EPISODES = 20
 """Episodes per task behind every mean return of a source policy."""
@@ -46,6 +49,7 @@ class CollectionConfig:
         seed: of everything.
         task_informed: one learner over all tasks whose policy sees the task vector, instead of one learner a task.
         ppo: the source algorithm's hyper-parameters.
+        sac: those of SAC or DroQ, where that is the source algorithm instead.
     """
 
     env_id: str
@@ -58,25 +62,51 @@ class CollectionConfig:
     seed: int = 0
     task_informed: bool = False
     ppo: PPOConfig = field(default_factory=PPOConfig)
+    sac: SACConfig | None = None
 
     @property
     def steps(self) -> int:
         """Steps per history, a whole number of shards."""
         return self.steps_per_task // self.streams // self.shard_steps * self.shard_steps
 
+    @property
+    def interval(self) -> int:
+        """Steps per history that the source takes at a time: a roll-out, or what divides a shard."""
+        return self.ppo.n_steps if self.sac is None else math.gcd(self.shard_steps, 50)
+
+
+class Source(Protocol):
+    """Learners at work in the rows of one environment."""
+
+    env: MetaVectorEnv
+
+    def advance(self, steps: int) -> Recording:
+        """Take so many steps in every row and learn from them."""
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """The policies of all tasks."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next steps depend on and the recorded histories do not hold."""
+
+    def resume(self, saved: Mapping[str, np.ndarray], writer: HistoryWriter) -> None:
+        """Continue from what :meth:`state` gave and what was recorded until then."""
+
 
 def collect(
     config: CollectionConfig,
     directory: str | Path,
     *,
+    device: torch.device | str = "cpu",
     on_shard: Callable[[int], None] | None = None,
     quiet: bool = False,
 ) -> HistoryDataset:
-    """Collect learning histories with task-parallel PPO, or go on with a collection that was interrupted.
+    """Collect learning histories with task-parallel learners, or go on with a collection that was interrupted.
 
     Args:
         config: what to collect.
         directory: of the dataset.
+        device: that SAC and DroQ learn on; PPO knows only the CPU.
         on_shard: called with the committed steps per history after every shard.
         quiet: no progress bar.
 
@@ -84,14 +114,14 @@ def collect(
         The complete dataset.
 
     Raises:
-        ConfigError: steps that do not divide.
+        ConfigError: steps that do not divide, or a device that the source cannot use.
         DatasetError: the directory holds another collection, or another process writes there.
     """
-    _check(config)
+    _check(config, torch.device(device))
     manifest = collection_manifest(config)
     with HistoryWriter.create_or_resume(directory, manifest) as writer:
         if not writer.complete:
-            _collect(config, manifest, writer, on_shard, quiet)
+            _collect(config, manifest, writer, torch.device(device), on_shard, quiet)
     return HistoryDataset(directory)
 
 
@@ -99,41 +129,27 @@ def _collect(
     config: CollectionConfig,
     manifest: Manifest,
     writer: HistoryWriter,
+    device: torch.device,
     on_shard: Callable[[int], None] | None,
     quiet: bool,
 ) -> None:
-    env = make_rows(config.env_id, manifest.tasks, config.streams)
-    tasks = np.stack([env.definition.task_vector(task) for task in manifest.tasks])
-    learners = 1 if config.task_informed else len(tasks)
-    learner = TaskParallelPPO(
-        config.ppo,
-        manifest.observation_dim + (tasks.shape[1] if config.task_informed else 0),
-        manifest.action_dim,
-        [learner_seed(config.seed, k) for k in range(learners)],
-        env.num_envs // learners,
-        iterations=config.steps // config.ppo.n_steps,
-    )
-    collector = _begin_or_resume(writer, env, learner, config, tasks)
-
-    def snapshot() -> dict[str, Tensor]:
-        return snapshot_by_task(learner.snapshot(), tasks) if config.task_informed else learner.snapshot()
-
-    every = max(1, config.steps // config.ppo.n_steps // config.snapshots) * config.ppo.n_steps
+    source = _begin_or_resume(config, manifest, writer, device)
+    env, interval = source.env, config.interval
+    every = max(1, config.steps // interval // config.snapshots) * interval
     steps = writer.steps
     with collection_progress(quiet) as bar:
         task = bar.add_task("collecting", total=config.steps * env.num_envs, completed=steps * env.num_envs, note="")
         while steps < config.steps:
             recordings: list[Recording] = []
-            for _ in range(config.shard_steps // config.ppo.n_steps):
-                rollout, recording = collector.collect()
-                learner.update(rollout)
+            for _ in range(config.shard_steps // interval):
+                recording = source.advance(interval)
                 recordings.append(recording)
-                steps += config.ppo.n_steps
+                steps += interval
                 if steps % every == 0 or steps == config.steps:
-                    writer.save_snapshot(steps, snapshot())
+                    writer.save_snapshot(steps, source.snapshot())
                 per_episode = float(recording.arrays["rewards"].mean()) * manifest.episode_steps
                 bar.update(task, completed=steps * env.num_envs, note=f"return {per_episode:8.2f}")
-            writer.append(_joined(recordings), _state(env, learner, collector))
+            writer.append(_joined(recordings), source.state())
             if not bar.console.is_terminal and not quiet:
                 print(
                     f"{steps} of {config.steps} steps per history, return per episode {per_episode:.2f}",
@@ -142,7 +158,7 @@ def _collect(
             if on_shard is not None:
                 on_shard(steps)
     bounds = env.single_action_space
-    policies = SnapshotPolicies(snapshot(), bounds.low, bounds.high)  # type: ignore[attr-defined]
+    policies = SnapshotPolicies(source.snapshot(), bounds.low, bounds.high)  # type: ignore[attr-defined]
     writer.finish(evaluate_policies(policies.act, config.env_id, list(manifest.tasks), config.seed).mean(1))
 
 
@@ -190,36 +206,85 @@ def learner_seed(seed: int, learner: int) -> int:
     return int(np.random.SeedSequence([seed, learner]).generate_state(1)[0])
 
 
+class _OnPolicySource:
+    """PPO learners and the rows they act in."""
+
+    def __init__(
+        self,
+        config: CollectionConfig,
+        env: MetaVectorEnv,
+        observations: np.ndarray,
+        tasks: np.ndarray,
+        seeds: list[int],
+    ) -> None:
+        self.env = env
+        self._tasks, self._informed = tasks, config.task_informed
+        rows_per_learner = env.num_envs // len(seeds)
+        self._learner = TaskParallelPPO(
+            config.ppo,
+            env.definition.observation_dim + (tasks.shape[1] if config.task_informed else 0),
+            env.single_action_space.shape[0],  # type: ignore[index]
+            seeds,
+            rows_per_learner,
+            iterations=config.steps // config.ppo.n_steps,
+        )
+        seen = np.repeat(tasks, config.streams, axis=0) if config.task_informed else None
+        self._collector = RolloutCollector(env, self._learner, observations, seen)
+
+    def advance(self, steps: int) -> Recording:
+        rollout, recording = self._collector.collect()
+        self._learner.update(rollout)
+        return recording
+
+    def snapshot(self) -> dict[str, Tensor]:
+        snapshot = self._learner.snapshot()
+        return snapshot_by_task(snapshot, self._tasks) if self._informed else snapshot
+
+    def state(self) -> dict[str, Any]:
+        return {
+            **{f"env.{name}": value for name, value in self.env.get_state().items()},
+            **{f"ppo.{name}": value for name, value in self._learner.state_dict().items()},
+            "observations": self._collector.observations,
+        }
+
+    def resume(self, saved: Mapping[str, np.ndarray], writer: HistoryWriter) -> None:
+        self.env.set_state({k.removeprefix("env."): v for k, v in saved.items() if k.startswith("env.")})
+        self._learner.load_state_dict(
+            {k.removeprefix("ppo."): torch.from_numpy(v.copy()) for k, v in saved.items() if k.startswith("ppo.")}
+        )
+        self._collector.observations = saved["observations"]
+
+
 def _begin_or_resume(
-    writer: HistoryWriter,
-    env: MetaVectorEnv,
-    learner: TaskParallelPPO,
-    config: CollectionConfig,
-    tasks: np.ndarray,
-) -> RolloutCollector:
+    config: CollectionConfig, manifest: Manifest, writer: HistoryWriter, device: torch.device
+) -> Source:
+    env = make_rows(config.env_id, manifest.tasks, config.streams)
+    tasks = np.stack([env.definition.task_vector(task) for task in manifest.tasks])
+    seeds = [learner_seed(config.seed, k) for k in range(1 if config.task_informed else len(tasks))]
     rows = [
         int(np.random.SeedSequence([config.seed, k, s]).generate_state(1)[0])
         for k in range(len(tasks))
         for s in range(config.streams)
     ]
     observations, _ = env.reset(seed=rows)
+    source: Source
+    if config.sac is None:
+        source = _OnPolicySource(config, env, observations, tasks, seeds)
+    else:
+        source = OffPolicySource(
+            config.sac,
+            env,
+            observations,
+            tasks,
+            seeds,
+            config.steps,
+            task_informed=config.task_informed,
+            device=device,
+        )
     saved = writer.resume_state()
     if saved is not None:
-        env.set_state({k.removeprefix("env."): v for k, v in saved.items() if k.startswith("env.")})
-        learner.load_state_dict(
-            {k.removeprefix("ppo."): torch.from_numpy(v.copy()) for k, v in saved.items() if k.startswith("ppo.")}
-        )
-        observations = saved["observations"]
-    seen = np.repeat(tasks, config.streams, axis=0) if config.task_informed else None
-    return RolloutCollector(env, learner, observations, seen)
-
-
-def _state(env: MetaVectorEnv, learner: TaskParallelPPO, collector: RolloutCollector) -> dict[str, Any]:
-    return {
-        **{f"env.{name}": value for name, value in env.get_state().items()},
-        **{f"ppo.{name}": value for name, value in learner.state_dict().items()},
-        "observations": collector.observations,
-    }
+        source.resume(saved, writer)
+    return source
 
 
 def _joined(recordings: list[Recording]) -> dict[str, np.ndarray]:
@@ -236,6 +301,7 @@ def collection_manifest(config: CollectionConfig) -> Manifest:
     definition = env_definition(config.env_id)
     tasks = [task for part in config.subset.split("+") for task in split.subset(part)]
     probe = make_rows(config.env_id, tasks[:1], 1)
+    algorithm = "PPO" if config.sac is None else config.sac.algorithm
     return Manifest(
         env_id=config.env_id,
         mujoco_version=mujoco.__version__,
@@ -247,9 +313,9 @@ def collection_manifest(config: CollectionConfig) -> Manifest:
         episode_steps=definition.horizon,
         observation_dim=definition.observation_dim,
         action_dim=int(np.prod(probe.single_action_space.shape or ())),
-        source="task-informed PPO" if config.task_informed else "task-parallel PPO",
+        source=f"task-informed {algorithm}" if config.task_informed else f"task-parallel {algorithm}",
         hyperparameters={
-            **dataclasses.asdict(config.ppo),
+            **dataclasses.asdict(config.ppo if config.sac is None else config.sac),
             "steps_per_task": config.steps_per_task,
             "shard_steps": config.shard_steps,
             "snapshots": config.snapshots,
@@ -259,11 +325,13 @@ def collection_manifest(config: CollectionConfig) -> Manifest:
     )
 
 
-def _check(config: CollectionConfig) -> None:
-    if config.shard_steps % config.ppo.n_steps:
-        raise ConfigError(
-            f"shard_steps {config.shard_steps} is no multiple of the roll-out's {config.ppo.n_steps} steps"
-        )
+def _check(config: CollectionConfig, device: torch.device) -> None:
+    if config.sac is None and device.type != "cpu":
+        raise ConfigError(f"PPO learns on the CPU, got device {str(device)!r}; SAC and DroQ take others")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("there is no CUDA device here; take device 'cpu'")
+    if config.shard_steps % config.interval:
+        raise ConfigError(f"shard_steps {config.shard_steps} is no multiple of the roll-out's {config.interval} steps")
     if config.steps < 1:
         raise ConfigError(
             f"steps_per_task {config.steps_per_task} over {config.streams} streams is less than one shard of "

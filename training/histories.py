@@ -197,6 +197,22 @@ class HistoryWriter:
             raise DatasetError(f"{path} is damaged: nobody can go on from it; collect in another directory")
         return load_arrays(path)
 
+    def committed(self, last_steps: int) -> tuple[int, Iterator[dict[str, np.ndarray]]]:
+        """What was recorded last, for collectors that go on from it.
+
+        Args:
+            last_steps: of each history, at least; whole shards are read.
+
+        Returns:
+            The steps before the first of these shards, and the arrays of each, oldest first, as they are stored.
+        """
+        shards = self._manifest.progress.shards
+        first, before = len(shards), self.steps
+        while first and before > self.steps - last_steps:
+            first -= 1
+            before -= shards[first].steps
+        return before, (load_arrays(self._directory / shard.file) for shard in shards[first:])
+
     def save_snapshot(self, step: int, tensors: Mapping[str, Any]) -> None:
         """Keep the source policies as they are after ``step`` steps per history.
 
