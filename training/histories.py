@@ -355,6 +355,12 @@ class HistoryDataset:
             **arrays, final_observations=final[chosen], episode_ends=np.cumsum(ends[chosen] - starts[chosen])
         )
 
+    def shard(self, index: int) -> dict[str, np.ndarray]:
+        """The arrays of one shard as they are stored; episodes may be cut at its ends."""
+        entry = self.manifest.progress.shards[index]
+        check_content(self._directory, [entry])
+        return load_arrays(self._directory / entry.file)
+
     @property
     def snapshot_steps(self) -> tuple[int, ...]:
         """Steps per history at which policy snapshots were taken, rising."""
