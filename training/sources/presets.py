@@ -40,27 +40,34 @@ _LAPTOP_SAC = SACConfig(learning_starts=1_000, learning_rate=1e-3, hidden=(64, 6
 _LAPTOP_DROQ = DroQConfig(learning_starts=1_000, learning_rate=1e-3, hidden=(64, 64), gradient_steps=4, policy_delay=4)
 
 
-def _laptop(env_id: str, sac: SACConfig, steps_per_task: int, shard_steps: int) -> CollectionConfig:
-    return CollectionConfig(env_id, steps_per_task=steps_per_task, streams=2, shard_steps=shard_steps, sac=sac)
-
+_LAPTOP_GAMMAS: Mapping[str, float] = {
+    "icrl/ReacherGoal-v0": 0.95,
+    "icrl/PusherGoal-v0": 0.97,
+    "icrl/HalfCheetahVel-v0": 0.99,
+    "icrl/AntDir-v0": 0.99,
+}
+"""What a reach needs to foresee is near; what a run pays comes later."""
 
 _OFF_POLICY: Mapping[tuple[str, str, Algorithm], CollectionConfig] = {
-    ("icrl/ReacherGoal-v0", "laptop", "sac"): _laptop(
-        "icrl/ReacherGoal-v0", replace(_LAPTOP_SAC, gamma=0.95), 40_000, 500
-    ),
-    ("icrl/PusherGoal-v0", "laptop", "sac"): _laptop(
-        "icrl/PusherGoal-v0", replace(_LAPTOP_SAC, gamma=0.97), 100_000, 1_000
-    ),
-    ("icrl/HalfCheetahVel-v0", "laptop", "sac"): _laptop("icrl/HalfCheetahVel-v0", _LAPTOP_SAC, 100_000, 1_000),
-    ("icrl/AntDir-v0", "laptop", "sac"): _laptop("icrl/AntDir-v0", _LAPTOP_SAC, 100_000, 1_000),
-    ("icrl/ReacherGoal-v0", "laptop", "droq"): _laptop(
-        "icrl/ReacherGoal-v0", replace(_LAPTOP_DROQ, gamma=0.95), 10_000, 100
-    ),
-    ("icrl/PusherGoal-v0", "laptop", "droq"): _laptop(
-        "icrl/PusherGoal-v0", replace(_LAPTOP_DROQ, gamma=0.97), 25_000, 200
-    ),
-    ("icrl/HalfCheetahVel-v0", "laptop", "droq"): _laptop("icrl/HalfCheetahVel-v0", _LAPTOP_DROQ, 50_000, 400),
-    ("icrl/AntDir-v0", "laptop", "droq"): _laptop("icrl/AntDir-v0", _LAPTOP_DROQ, 50_000, 200),
+    **{
+        (env_id, "laptop", algorithm): CollectionConfig(
+            env_id,
+            steps_per_task=steps_per_task,
+            streams=2,
+            shard_steps=shard_steps,
+            sac=replace(sac, gamma=_LAPTOP_GAMMAS[env_id]),
+        )
+        for env_id, algorithm, sac, steps_per_task, shard_steps in (
+            ("icrl/ReacherGoal-v0", "sac", _LAPTOP_SAC, 40_000, 500),
+            ("icrl/PusherGoal-v0", "sac", _LAPTOP_SAC, 100_000, 1_000),
+            ("icrl/HalfCheetahVel-v0", "sac", _LAPTOP_SAC, 100_000, 1_000),
+            ("icrl/AntDir-v0", "sac", _LAPTOP_SAC, 100_000, 1_000),
+            ("icrl/ReacherGoal-v0", "droq", _LAPTOP_DROQ, 10_000, 100),
+            ("icrl/PusherGoal-v0", "droq", _LAPTOP_DROQ, 25_000, 200),
+            ("icrl/HalfCheetahVel-v0", "droq", _LAPTOP_DROQ, 50_000, 400),
+            ("icrl/AntDir-v0", "droq", _LAPTOP_DROQ, 50_000, 200),
+        )
+    },
     **{
         (env_id, "paper", algorithm): CollectionConfig(env_id, steps_per_task=steps, shard_steps=200, sac=sac)
         for env_id, steps in PAPER_STEPS_PER_TASK.items()
@@ -99,35 +106,32 @@ _TASK_INFORMED: Mapping[str, CollectionConfig] = {
 """One learner has the samples of all tasks, and more to tell apart: a wider network, fewer steps a task."""
 
 
-def _informed_sac(env_id: str, steps_per_task: int, gamma: float = 0.99) -> CollectionConfig:
-    sac = SACConfig(
-        learning_starts=5_000, batch_size=512, gradient_steps=4, learning_rate=5e-4, gamma=gamma, hidden=(256, 256)
-    )
-    return CollectionConfig(
-        env_id, steps_per_task=steps_per_task, streams=1, shard_steps=500, task_informed=True, sac=sac
-    )
-
-
 _TASK_INFORMED_SAC: Mapping[str, CollectionConfig] = {
-    "icrl/ReacherGoal-v0": _informed_sac("icrl/ReacherGoal-v0", 10_000, gamma=0.95),
-    "icrl/PusherGoal-v0": _informed_sac("icrl/PusherGoal-v0", 30_000, gamma=0.97),
-    "icrl/HalfCheetahVel-v0": _informed_sac("icrl/HalfCheetahVel-v0", 50_000),
-    "icrl/AntDir-v0": _informed_sac("icrl/AntDir-v0", 50_000),
+    env_id: CollectionConfig(
+        env_id,
+        steps_per_task=steps_per_task,
+        streams=1,
+        shard_steps=500,
+        task_informed=True,
+        sac=SACConfig(
+            learning_starts=5_000, batch_size=512, gradient_steps=4, learning_rate=5e-4, gamma=_LAPTOP_GAMMAS[env_id]
+        ),
+    )
+    for env_id, steps_per_task in (
+        ("icrl/ReacherGoal-v0", 10_000),
+        ("icrl/PusherGoal-v0", 30_000),
+        ("icrl/HalfCheetahVel-v0", 50_000),
+        ("icrl/AntDir-v0", 50_000),
+    )
 }
 
-Source = Literal[
+SOURCES = (
     "task-parallel",
-    "task-parallel-ppo",
-    "task-parallel-sac",
-    "task-parallel-droq",
+    *(f"task-parallel-{algorithm}" for algorithm in get_args(Algorithm)),
     "task-informed",
     "task-informed-sac",
-    "sb3-ppo",
-    "sb3-sac",
-    "sb3-droq",
-    "sb3-tqc",
-    "sb3-crossq",
-]
+    *PAPER_SB3,
+)
 """What histories can be collected from. ``task-parallel`` is what the preset has: PPO, or in ``paper`` what the paper
 assigns to the environment."""
 
@@ -140,13 +144,13 @@ def collection_preset(env_id: str, preset: str, source: str = "task-parallel") -
     Args:
         env_id: Gymnasium id.
         preset: ``"laptop"`` or ``"paper"``; task-informed sources have one setting for both.
-        source: one of :data:`Source`.
+        source: one of :data:`SOURCES`.
 
     Raises:
         UnknownNameError: no such source, or the environment has no such preset of it.
     """
-    if source not in get_args(Source):
-        raise UnknownNameError("source", source, get_args(Source))
+    if source not in SOURCES:
+        raise UnknownNameError("source", source, SOURCES)
     if source in ("task-informed", "task-informed-sac"):
         informed = _TASK_INFORMED if source == "task-informed" else _TASK_INFORMED_SAC
         if env_id not in informed:
@@ -188,7 +192,7 @@ def run_collection(
         env_id: Gymnasium id.
         directory: of the dataset.
         preset: ``"laptop"`` or ``"paper"``.
-        source: one of :data:`Source`.
+        source: one of :data:`SOURCES`.
         task: index of the one task that an sb3 source learns.
         jobs: let an sb3 source learn all tasks of the subset instead, so many at a time, into one dataset.
         steps_per_task: instead of the preset's.
