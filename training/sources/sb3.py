@@ -156,7 +156,7 @@ def collect_sb3(
             with collection_progress(quiet) as bar:
                 callback = StepLimit(config.steps, config.streams, bar)
                 model.learn(config.steps * config.streams, callback=callback)
-            writer.finish([_final_return(model, config.env_id, task)])
+            writer.finish([_final_return(model, config.env_id, task, config.seed)])
     return HistoryDataset(directory)
 
 
@@ -271,8 +271,10 @@ class StepLimit(BaseCallback):
         return self.n_calls < self._steps
 
 
-def _final_return(model: BaseAlgorithm, env_id: str, task: Mapping[str, Any]) -> float:
-    mean, _ = evaluate_policy(model, gymnasium.make(env_id, task=task), EVALUATION_EPISODES, warn=False)
+def _final_return(model: BaseAlgorithm, env_id: str, task: Mapping[str, Any], seed: int) -> float:
+    env = DummyVecEnv([lambda: gymnasium.make(env_id, task=task)])
+    env.seed(seed + 1_000_000)  # apart from the seeds that it trained with
+    mean, _ = evaluate_policy(model, env, EVALUATION_EPISODES, warn=False)
     return float(mean)  # type: ignore[arg-type]
 
 
