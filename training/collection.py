@@ -206,8 +206,16 @@ def learner_seed(seed: int, learner: int) -> int:
     return int(np.random.SeedSequence([seed, learner]).generate_state(1)[0])
 
 
-class _OnPolicySource:
-    """PPO learners and the rows they act in."""
+class OnPolicySource:
+    """PPO learners and the rows they act in, a :class:`Source`.
+
+    Args:
+        config: of the collection.
+        env: rows in the order learner-major.
+        observations: the rows' current observations ``[H, N_o]``.
+        tasks: task vectors in the order of the rows ``[tasks, k]``.
+        seeds: one a learner.
+    """
 
     def __init__(
         self,
@@ -232,15 +240,18 @@ class _OnPolicySource:
         self._collector = RolloutCollector(env, self._learner, observations, seen)
 
     def advance(self, steps: int) -> Recording:
+        """One roll-out, which is ``config.interval`` steps, and the updates from it."""
         rollout, recording = self._collector.collect()
         self._learner.update(rollout)
         return recording
 
     def snapshot(self) -> dict[str, Tensor]:
+        """The policies of all tasks."""
         snapshot = self._learner.snapshot()
         return snapshot_by_task(snapshot, self._tasks) if self._informed else snapshot
 
     def state(self) -> dict[str, Any]:
+        """Everything that the next steps depend on."""
         return {
             **{f"env.{name}": value for name, value in self.env.get_state().items()},
             **{f"ppo.{name}": value for name, value in self._learner.state_dict().items()},
@@ -248,6 +259,7 @@ class _OnPolicySource:
         }
 
     def resume(self, saved: Mapping[str, np.ndarray], writer: HistoryWriter) -> None:
+        """Continue from what :meth:`state` gave."""
         self.env.set_state({k.removeprefix("env."): v for k, v in saved.items() if k.startswith("env.")})
         self._learner.load_state_dict(
             {k.removeprefix("ppo."): torch.from_numpy(v.copy()) for k, v in saved.items() if k.startswith("ppo.")}
@@ -269,7 +281,7 @@ def _begin_or_resume(
     observations, _ = env.reset(seed=rows)
     source: Source
     if config.sac is None:
-        source = _OnPolicySource(config, env, observations, tasks, seeds)
+        source = OnPolicySource(config, env, observations, tasks, seeds)
     else:
         source = OffPolicySource(
             config.sac,

@@ -154,11 +154,11 @@ class SnapshotPolicies:
         x = torch.as_tensor(observations, dtype=torch.float32)
         x = (x - self._mean[chosen]) / self._std[chosen]
         weights, biases = ([p[chosen] for p in ps] for ps in (self._weights, self._biases))
+        log_std = None if self._log_std is None else self._log_std[chosen]
         if self._squashed:
             action, log_std = gaussian_parameters(mlp_forward(weights, biases, x, torch.relu_))
         else:
             action = mlp_forward(weights, biases, x.clamp(-10, 10))
-            log_std = None if self._log_std is None else self._log_std[chosen]
         if noise is not None and log_std is not None:
             action = action + log_std.exp() * torch.as_tensor(noise)
         if self._squashed:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 
@@ -22,7 +22,6 @@ from icrl_agents.training.sources.paper import (
 from icrl_agents.training.sources.ppo import PPOConfig
 from icrl_agents.training.sources.sac import DroQConfig, SACConfig
 
-Algorithm = Literal["ppo", "sac", "droq"]
 
 _RUNNING_PPO = PPOConfig(n_steps=200, n_minibatches=32, learning_rate=5e-4, gamma=0.99, log_std_init=-0.5)
 """For the two that run: what pays comes later than in a reach."""
@@ -48,7 +47,7 @@ _LAPTOP_GAMMAS: Mapping[str, float] = {
 }
 """What a reach needs to foresee is near; what a run pays comes later."""
 
-_OFF_POLICY: Mapping[tuple[str, str, Algorithm], CollectionConfig] = {
+_OFF_POLICY: Mapping[tuple[str, str, str], CollectionConfig] = {
     **{
         (env_id, "laptop", algorithm): CollectionConfig(
             env_id,
@@ -127,7 +126,9 @@ _TASK_INFORMED_SAC: Mapping[str, CollectionConfig] = {
 
 SOURCES = (
     "task-parallel",
-    *(f"task-parallel-{algorithm}" for algorithm in get_args(Algorithm)),
+    "task-parallel-ppo",
+    "task-parallel-sac",
+    "task-parallel-droq",
     "task-informed",
     "task-informed-sac",
     *PAPER_SB3,

@@ -10,7 +10,7 @@ import inspect
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
@@ -217,7 +217,7 @@ def collect_sb3_tasks(
     return HistoryDataset(directory)
 
 
-def _in_processes(runs: list[Callable[[], None]], jobs: int) -> Iterator[None]:
+def _in_processes(runs: Sequence[Callable[[], None]], jobs: int) -> Iterator[None]:
     """Do all, so many at a time; yields as often as one is done."""
     if jobs == 1:
         yield from (run() for run in runs)
@@ -294,7 +294,7 @@ def _defaults(algorithm: type[BaseAlgorithm]) -> dict[str, Any]:
     """The hyper-parameters that an algorithm takes where none are given, as far as JSON can hold them."""
     parameters: dict[str, inspect.Parameter] = {}
     for ancestor in algorithm.__mro__:
-        own = inspect.signature(ancestor.__init__).parameters
+        own = inspect.signature(ancestor.__init__).parameters  # type: ignore[misc]
         parameters = {**own, **parameters}
         if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in own.values()):
             break  # it passes nothing on that it does not name
