@@ -22,7 +22,6 @@ from icrl_agents.training.sources.paper import (
 from icrl_agents.training.sources.ppo import PPOConfig
 from icrl_agents.training.sources.sac import DroQConfig, SACConfig
 
-
 _RUNNING_PPO = PPOConfig(n_steps=200, n_minibatches=32, learning_rate=5e-4, gamma=0.99, log_std_init=-0.5)
 """For the two that run: what pays comes later than in a reach."""
 

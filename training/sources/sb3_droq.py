@@ -24,15 +24,12 @@ class DroQCritic(ContinuousCritic):
 
     def __init__(self, *args: Any, dropout: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        inputs = self.q_networks[0][0].in_features  # type: ignore[index]
-        widths = [layer.out_features for layer in self.q_networks[0] if isinstance(layer, nn.Linear)]  # type: ignore[attr-defined]
+        plain: Any = self.q_networks[0]
+        linear = [layer for layer in plain if isinstance(layer, nn.Linear)]
+        widths = [layer.out_features for layer in linear[:-1]]
+        after: list[Any] = [partial(_dropout, dropout), nn.LayerNorm]
         for index in range(self.n_critics):
-            layers = create_mlp(
-                inputs,  # type: ignore[arg-type]
-                1,
-                widths[:-1],
-                post_linear_modules=[partial(_dropout, dropout), nn.LayerNorm],
-            )
+            layers = create_mlp(linear[0].in_features, 1, widths, post_linear_modules=after)
             self.q_networks[index] = nn.Sequential(*layers)
             self.add_module(f"qf{index}", self.q_networks[index])
 
