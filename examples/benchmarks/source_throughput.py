@@ -30,7 +30,7 @@ ENV_ID = "icrl/ReacherGoal-v0"
 
 def task_parallel_ppo(steps_per_task: int, clock: Callable[[], float]) -> float:
     """Environment steps a second of the laptop preset, store included."""
-    config = replace(collection_preset(ENV_ID, "laptop"), steps_per_task=steps_per_task)
+    config = replace(collection_preset(ENV_ID, "laptop"), steps_per_task=steps_per_task, shard_steps=500)
     with tempfile.TemporaryDirectory() as folder:
         started = clock()
         dataset = collect(config, Path(folder), quiet=True)
