@@ -23,6 +23,19 @@ if TYPE_CHECKING:
 
 Preset = Literal["laptop", "paper"]
 Method = Literal["ad", "on-policy"]
+Source = Literal[
+    "task-parallel",
+    "task-parallel-ppo",
+    "task-parallel-sac",
+    "task-parallel-droq",
+    "task-informed",
+    "task-informed-sac",
+    "sb3-ppo",
+    "sb3-sac",
+    "sb3-droq",
+    "sb3-tqc",
+    "sb3-crossq",
+]
 console = Console()
 
 
@@ -119,10 +132,15 @@ class Collect:
     """Source algorithm and amount of data."""
     out: Path | None = None
     """Folder of the dataset; default: data/ENV/SOURCE."""
-    source: Literal["task-parallel", "task-informed", "sb3-ppo", "sb3-sac"] = "task-parallel"
-    """A learner a task, all in one program; one learner that sees the task; or stable-baselines3 on one task."""
+    source: Source = "task-parallel"
+    """A learner a task, all in one program (task-parallel: PPO, or with preset paper the paper's choice); one learner
+    that sees the task (task-informed: PPO); or stable-baselines3 and sb3-contrib, one run a task."""
     task: int = 0
-    """Training task of an sb3 run."""
+    """The one task that an sb3 source learns."""
+    jobs: int | None = None
+    """Let an sb3 source learn all tasks instead, so many at a time, each in a process, into one dataset."""
+    device: str = "cpu"
+    """Where task-parallel and task-informed SAC and DroQ learn, e.g. cuda."""
     steps_per_task: int | None = None
     """Environment steps per task; default: the preset's."""
     split: str = "paper"
@@ -146,13 +164,14 @@ class Collect:
 
         env_id = resolve_env_id(self.env)
         out = self.out or Path("data") / short_name(env_id) / self.source
-        with open_engine(self.engine, self.address, self.shards) as engine:
+        with open_engine(self.engine, self.address, self.shards, self.device) as engine:
             dataset = run_collection(
                 env_id,
                 out,
                 preset=self.preset,
                 source=self.source,
                 task=self.task,
+                jobs=self.jobs,
                 steps_per_task=self.steps_per_task,
                 split=self.split,
                 subset=self.subset,

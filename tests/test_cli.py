@@ -171,7 +171,7 @@ def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         ("train reacher-goal --method off-policy", ["ad", "on-policy"]),
         ("collect reacher-goal --split papper", ["paper"]),
         ("collect reacher-goal --subset train+tset", ["train", "val", "test"]),
-        ("collect reacher-goal --source ddpg", ["task-parallel", "sb3-ppo", "sb3-sac"]),
+        ("collect reacher-goal --source ddpg", list(source_presets.SOURCES)),
         ("evaluate {checkpoint} --split papper", ["paper"]),
         ("evaluate {checkpoint} --subset train", ["val", "test"]),
     ],
@@ -195,6 +195,9 @@ def test_unknown_names_list_what_exists(
         ("train reacher-goal --data nowhere", "no manifest.json"),
         ("push nowhere org/name", "config.json does not exist"),
         ("collect reacher-goal --steps-per-task 10", "less than one shard"),
+        ("collect reacher-goal --source task-parallel-sac --jobs 2", "task-parallel-sac learns all tasks in one"),
+        ("collect reacher-goal --source sb3-sac --jobs 0", "jobs is at least 1, got 0"),
+        ("collect reacher-goal --source sb3-sac --device cuda", "sb3-sac learns on the CPU"),
     ],
 )
 def test_what_makes_no_sense_is_refused(command: str, says: str, checkpoint: str, refused: Callable[..., str]) -> None:
@@ -332,6 +335,27 @@ def test_train_on_a_run_of_stable_baselines3(tmp_path: Path) -> None:
     assert HistoryDataset(tmp_path / "sb3").manifest.tasks == (task_split(ENV_ID).train[1],)
     main(["train", "reacher-goal", "--data", "sb3", "--out", "agent", "--updates", "1"])
     assert InContextAgent.from_pretrained(tmp_path / "agent").config.name == "agent"
+
+
+def test_collect_with_an_off_policy_source(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = replace(source_presets.collection_preset(ENV_ID, "laptop", "task-parallel-droq"), shard_steps=50)
+    assert tiny.sac is not None
+    tiny = replace(tiny, sac=replace(tiny.sac, learning_starts=20, batch_size=4, hidden=(4,)))
+    monkeypatch.setitem(source_presets._OFF_POLICY, (ENV_ID, "laptop", "droq"), tiny)  # type: ignore[arg-type]
+    options = ["--source", "task-parallel-droq", "--subset", "val", "--steps-per-task", "100"]
+    main(["collect", "reacher-goal", *options])
+    dataset = HistoryDataset(tmp_path / "data/reacher-goal/task-parallel-droq")
+    assert (len(dataset), dataset.manifest.source) == (20, "task-parallel DroQ")
+    assert "20 histories of 50 steps, 10 tasks" in capsys.readouterr().out
+
+
+def test_an_sb3_source_names_the_extra_it_needs(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [name for name in sys.modules if name.startswith("icrl_agents.training.sources.sb3")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "sb3_contrib", None)
+    assert "pip install 'icrl-agents[train]'" in refused("collect", "reacher-goal", "--source", "sb3-tqc")
 
 
 @pytest.mark.usefixtures("tiny_presets")

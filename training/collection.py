@@ -1,6 +1,7 @@
 """Collecting learning histories: task-parallel learners at work, every step recorded, resumable at every shard."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +24,12 @@ from torch import Tensor
 from icrl_agents.envs import MetaVectorEnv, Task, TaskSplit, env_definition, task_split
 from icrl_agents.errors import ConfigError
 from icrl_agents.training.histories import HistoryDataset, HistoryWriter, Manifest
-from icrl_agents.training.sources.policies import SnapshotPolicies, snapshot_by_task
-from icrl_agents.training.sources.ppo import PPOConfig, TaskParallelPPO
-from icrl_agents.training.sources.rollouts import Recording, RolloutCollector
+from icrl_agents.training.sources.off_policy import OffPolicySource
+from icrl_agents.training.sources.on_policy import OnPolicySource
+from icrl_agents.training.sources.policies import SnapshotPolicies
+from icrl_agents.training.sources.ppo import PPOConfig
+from icrl_agents.training.sources.rollouts import Recording
+from icrl_agents.training.sources.sac import SACConfig
 
 SAMPLED = int.from_bytes(b"sampled")
 """Sets the random stream of sampled tasks apart from those that splits were drawn from."""
@@ -55,6 +59,7 @@ class CollectionConfig:
         specialise: hyper-parameters of those; its networks are as wide.
         informed: directory of a dataset whose one learner of all tasks is specialised right away, instead of a new
             one's; ``steps_per_task`` is then 0.
+        sac: hyper-parameters of SAC or DroQ, where that is the source algorithm instead of PPO.
     """
 
     env_id: str
@@ -70,6 +75,7 @@ class CollectionConfig:
     specialise_steps_per_task: int = 0
     specialise: PPOConfig | None = None
     informed: str | None = None
+    sac: SACConfig | None = None
 
     @property
     def shared_steps(self) -> int:
@@ -80,6 +86,11 @@ class CollectionConfig:
     def steps(self) -> int:
         """Steps per history in all."""
         return self.shared_steps + self._whole_shards(self.specialise_steps_per_task)
+
+    @property
+    def interval(self) -> int:
+        """Steps per history that learners take at a time: a roll-out, or what divides a shard."""
+        return self.ppo.n_steps if self.sac is None else math.gcd(self.shard_steps, 50)
 
     def _whole_shards(self, steps_per_task: int) -> int:
         return steps_per_task // self.streams // self.shard_steps * self.shard_steps
@@ -121,8 +132,7 @@ class Engine(Protocol):
         self,
         config: CollectionConfig,
         manifest: Manifest,
-        saved: Mapping[str, np.ndarray] | None,
-        steps: int,
+        writer: HistoryWriter,
         on_rollout: OnRollout,
     ) -> Iterator[Interval]:
         """Every interval that is left, of all histories, in order.
@@ -130,28 +140,37 @@ class Engine(Protocol):
         Args:
             config: what to collect.
             manifest: of the dataset.
-            saved: the state after the last committed interval; None at the start.
-            steps: committed steps per history.
+            writer: knows what was committed; nothing is written to it.
             on_rollout: called as it goes.
         """
 
 
 class LocalEngine:
-    """All learners in this process, as one batched program."""
+    """All learners in this process, as one batched program.
+
+    Args:
+        device: that SAC and DroQ learn on; PPO knows only the CPU.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
 
     def check(self, config: CollectionConfig, manifest: Manifest) -> None:
-        """It collects everything."""
+        """See :meth:`Engine.check`."""
+        if config.sac is None and self.device.type != "cpu":
+            raise ConfigError(f"PPO learns on the CPU, got device {str(self.device)!r}; SAC and DroQ take others")
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("there is no CUDA device here; take device 'cpu'")
 
     def intervals(
         self,
         config: CollectionConfig,
         manifest: Manifest,
-        saved: Mapping[str, np.ndarray] | None,
-        steps: int,
+        writer: HistoryWriter,
         on_rollout: OnRollout,
     ) -> Iterator[Interval]:
         """See :meth:`Engine.intervals`."""
-        source = Source(config, manifest, saved, steps)
+        source = Source(config, manifest, writer.resume_state(), writer.steps, writer=writer, device=self.device)
         while source.steps < config.steps:
             yield source.advance(on_rollout)
 
@@ -164,7 +183,7 @@ def collect(
     on_shard: Callable[[int], None] | None = None,
     quiet: bool = False,
 ) -> HistoryDataset:
-    """Collect learning histories with task-parallel PPO, or go on with a collection that was interrupted.
+    """Collect learning histories with task-parallel learners, or go on with a collection that was interrupted.
 
     Args:
         config: what to collect.
@@ -206,7 +225,7 @@ def _collect(
         def show(steps: int, per_episode: float) -> None:
             bar.update(task, completed=steps * rows, note=f"return {per_episode:8.2f}", per_episode=per_episode)
 
-        for interval in engine.intervals(config, manifest, writer.resume_state(), writer.steps, show):
+        for interval in engine.intervals(config, manifest, writer, show):
             for step, tensors in interval.snapshots.items():
                 writer.save_snapshot(step, tensors)
             if interval.learner is not None:
@@ -220,9 +239,9 @@ def _collect(
                 )
             if on_shard is not None:
                 on_shard(writer.steps)
-    final = Source(config, manifest, writer.resume_state(), writer.steps)
-    bounds = final.env.single_action_space
-    policies = SnapshotPolicies(final.snapshot(), bounds.low, bounds.high)  # type: ignore[attr-defined]
+    stored = HistoryDataset(writer.directory, require_complete=False)
+    space: Any = make_rows(config.env_id, manifest.tasks[:1], 1).single_action_space
+    policies = SnapshotPolicies(stored.snapshot(), space.low, space.high)
     writer.finish(evaluate_policies(policies.act, config.env_id, list(manifest.tasks), config.seed).mean(1))
 
 
@@ -236,6 +255,8 @@ class Source:
         steps: per history that led there.
         part: positions of the tasks in the manifest; None is all. What a learner does depends on no other.
         num_threads: of the physics; 0 means all cores.
+        writer: holds what was recorded, which off-policy learners go on from.
+        device: that off-policy learners learn on.
     """
 
     def __init__(
@@ -246,94 +267,81 @@ class Source:
         steps: int = 0,
         part: range | None = None,
         num_threads: int = 0,
+        *,
+        writer: HistoryWriter | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self._config, self._manifest, self.steps = config, manifest, steps
         self._part = range(len(manifest.tasks)) if part is None else part
-        self.env = make_rows(config.env_id, [manifest.tasks[k] for k in self._part], config.streams, num_threads)
-        self._tasks = np.stack([self.env.definition.task_vector(manifest.tasks[k]) for k in self._part])
-        learners = range(1) if config.task_informed else self._part
-        self.learner = TaskParallelPPO(
-            config.ppo,
-            manifest.observation_dim + (self._tasks.shape[1] if config.task_informed else 0),
-            manifest.action_dim,
-            self._seeds(learners),
-            self.env.num_envs // len(learners),
-            iterations=config.shared_steps // config.ppo.n_steps,
-        )
+        env = make_rows(config.env_id, [manifest.tasks[k] for k in self._part], config.streams, num_threads)
+        tasks = np.stack([env.definition.task_vector(manifest.tasks[k]) for k in self._part])
+        seeds = self._seeds(range(1) if config.task_informed else self._part)
         rows = [
             int(np.random.SeedSequence([config.seed, k, s]).generate_state(1)[0])
             for k in self._part
             for s in range(config.streams)
         ]
-        if config.informed is not None:
-            known = HistoryDataset(config.informed).learner()
-            self.learner.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in known.items()})
-        observations, _ = self.env.reset(seed=rows)
-        seen = np.repeat(self._tasks, config.streams, axis=0) if config.task_informed else None
-        self.collector = RolloutCollector(self.env, self.learner, observations, seen)
-        if saved is not None:
-            if steps > config.shared_steps:
-                self.specialise()
-            self._restore(saved)
+        observations, _ = env.reset(seed=rows)
+        self._learners: OnPolicySource | OffPolicySource
+        if config.sac is None:
+            iterations = config.shared_steps // config.ppo.n_steps
+            self._learners = OnPolicySource(
+                config.ppo, env, observations, tasks, seeds, iterations, task_informed=config.task_informed
+            )
+            if config.informed is not None:
+                self._learners.begin_from(HistoryDataset(config.informed).learner())
+            if saved is not None:
+                if steps > config.shared_steps:
+                    self._specialise(self._learners)
+                self._learners.resume(saved)
+        else:
+            self._learners = OffPolicySource(
+                config.sac,
+                env,
+                observations,
+                tasks,
+                seeds,
+                config.steps,
+                task_informed=config.task_informed,
+                device=device,
+            )
+            if saved is not None:
+                assert writer is not None
+                self._learners.resume(saved, writer)
 
     def advance(self, on_rollout: OnRollout | None = None) -> Interval:
         """The next interval of every history, and learning from it. Its state is valid until the next call."""
-        if self.steps == self._config.shared_steps:
-            self.specialise()
+        config, learners = self._config, self._learners
+        on_policy = learners if isinstance(learners, OnPolicySource) else None
+        if on_policy is not None and self.steps == config.shared_steps:
+            self._specialise(on_policy)
         recordings: list[Recording] = []
         snapshots: dict[int, dict[str, Tensor]] = {}
-        n_steps = self.learner.config.n_steps
-        for _ in range(self._config.shard_steps // n_steps):
-            rollout, recording = self.collector.collect()
-            self.learner.update(rollout)
+        for _ in range(config.shard_steps // config.interval):
+            recording = learners.advance(config.interval)
             recordings.append(recording)
-            self.steps += n_steps
+            self.steps += config.interval
             if self._keeps_snapshot():
-                snapshots[self.steps] = {name: tensor.clone() for name, tensor in self.snapshot().items()}
+                snapshots[self.steps] = {name: tensor.clone() for name, tensor in learners.snapshot().items()}
             if on_rollout is not None:
                 per_episode = float(recording.arrays["rewards"].mean()) * self._manifest.episode_steps
                 on_rollout(self.steps, per_episode)
-        ends = self._shared and self.steps == self._config.shared_steps
-        return Interval(_joined(recordings), snapshots, self.state(), self.learner.knowledge() if ends else None)
+        ends = on_policy is not None and on_policy.shared and self.steps == config.shared_steps
+        known = on_policy.learner.knowledge() if on_policy is not None and ends else None
+        return Interval(_joined(recordings), snapshots, learners.state(), known)
 
-    @property
-    def _shared(self) -> bool:
-        """Whether one learner serves all tasks, now."""
-        return self._config.task_informed and self.learner.learners == 1
-
-    def specialise(self) -> None:
+    def _specialise(self, learners: OnPolicySource) -> None:
         """Let the informed learner become one learner a task."""
         config = self._config
         assert config.specialise is not None
         iterations = (config.steps - config.shared_steps) // config.specialise.n_steps
-        self.learner = self.learner.specialised(config.specialise, self._tasks, self._seeds(self._part), iterations)
-        self.collector = RolloutCollector(self.env, self.learner, self.collector.observations)
+        learners.specialise(config.specialise, self._seeds(self._part), iterations)
 
     def _keeps_snapshot(self) -> bool:
         """Whether the policies as they are now are kept."""
-        config, n_steps = self._config, self.learner.config.n_steps
-        every = max(1, config.steps // n_steps // config.snapshots) * n_steps
+        config = self._config
+        every = max(1, config.steps // config.interval // config.snapshots) * config.interval
         return self.steps % every == 0 or self.steps == config.steps
-
-    def snapshot(self) -> dict[str, Tensor]:
-        """The policies of all tasks."""
-        now = self.learner.snapshot()
-        return snapshot_by_task(now, self._tasks) if self._shared else now
-
-    def state(self) -> dict[str, Any]:
-        """Everything that the next steps depend on."""
-        return {
-            **{f"env.{name}": value for name, value in self.env.get_state().items()},
-            **{f"ppo.{name}": value for name, value in self.learner.state_dict().items()},
-            "observations": self.collector.observations,
-        }
-
-    def _restore(self, saved: Mapping[str, np.ndarray]) -> None:
-        self.env.set_state({k.removeprefix("env."): v for k, v in saved.items() if k.startswith("env.")})
-        self.learner.load_state_dict(
-            {k.removeprefix("ppo."): torch.from_numpy(v.copy()) for k, v in saved.items() if k.startswith("ppo.")}
-        )
-        self.collector.observations = saved["observations"]
 
     def _seeds(self, learners: range) -> list[int]:
         return [learner_seed(self._config.seed, k) for k in learners]
@@ -397,6 +405,7 @@ def collection_manifest(config: CollectionConfig) -> Manifest:
     definition = env_definition(config.env_id)
     tasks = [task for part in config.subset.split("+") for task in _tasks_of(part, split, config.seed)]
     probe = make_rows(config.env_id, tasks[:1], 1)
+    algorithm = "PPO" if config.sac is None else config.sac.algorithm
     specialised: dict[str, Any] = {}
     if config.specialise is not None and config.specialise_steps_per_task:
         specialised["specialise_steps_per_task"] = config.specialise_steps_per_task
@@ -414,9 +423,9 @@ def collection_manifest(config: CollectionConfig) -> Manifest:
         episode_steps=definition.horizon,
         observation_dim=definition.observation_dim,
         action_dim=int(np.prod(probe.single_action_space.shape or ())),
-        source="task-informed PPO" if config.task_informed else "task-parallel PPO",
+        source=f"task-informed {algorithm}" if config.task_informed else f"task-parallel {algorithm}",
         hyperparameters={
-            **dataclasses.asdict(config.ppo),
+            **dataclasses.asdict(config.ppo if config.sac is None else config.sac),
             **specialised,
             "steps_per_task": config.steps_per_task,
             "shard_steps": config.shard_steps,
@@ -438,17 +447,15 @@ def _tasks_of(part: str, split: TaskSplit, seed: int) -> Sequence[Task]:
 
 
 def _check(config: CollectionConfig) -> None:
-    if config.shard_steps % config.ppo.n_steps:
-        raise ConfigError(
-            f"shard_steps {config.shard_steps} is no multiple of the roll-out's {config.ppo.n_steps} steps"
-        )
+    if config.shard_steps % config.interval:
+        raise ConfigError(f"shard_steps {config.shard_steps} is no multiple of the roll-out's {config.interval} steps")
     if config.specialise_steps_per_task:
-        if not config.task_informed or config.specialise is None:
-            raise ConfigError("learners specialise from one task-informed learner, by hyper-parameters of their own")
-        if config.shard_steps % config.specialise.n_steps:
+        if not config.task_informed or config.specialise is None or config.sac is not None:
+            raise ConfigError("learners specialise from one task-informed PPO, by hyper-parameters of their own")
+        if config.specialise.n_steps != config.ppo.n_steps:
             raise ConfigError(
-                f"shard_steps {config.shard_steps} is no multiple of the {config.specialise.n_steps} steps of a "
-                "specialised learner's roll-out"
+                f"a specialised learner's roll-outs have as many steps as the informed one's {config.ppo.n_steps}, "
+                f"got {config.specialise.n_steps}"
             )
     if config.shared_steps < 1 and config.informed is None:
         raise ConfigError(

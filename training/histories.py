@@ -19,7 +19,7 @@ observations in which its episodes ended, as many as there are, stand in one fla
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -140,6 +140,11 @@ class HistoryWriter:
         return self._manifest
 
     @property
+    def directory(self) -> Path:
+        """Of the dataset."""
+        return self._directory
+
+    @property
     def steps(self) -> int:
         """Committed steps per history."""
         return self._manifest.progress.steps
@@ -197,6 +202,22 @@ class HistoryWriter:
         if progress.state_sha256 not in (None, sha256_of(path) if path.is_file() else ""):
             raise DatasetError(f"{path} is damaged: nobody can go on from it; collect in another directory")
         return load_arrays(path)
+
+    def committed(self, last_steps: int) -> tuple[int, Iterator[dict[str, np.ndarray]]]:
+        """What was recorded last, for collectors that go on from it.
+
+        Args:
+            last_steps: of each history, at least; whole shards are read.
+
+        Returns:
+            The steps before the first of these shards, and the arrays of each, oldest first, as they are stored.
+        """
+        shards = self._manifest.progress.shards
+        first, before = len(shards), self.steps
+        while first and before > self.steps - last_steps:
+            first -= 1
+            before -= shards[first].steps
+        return before, (load_arrays(self._directory / shard.file) for shard in shards[first:])
 
     def save_snapshot(self, step: int, tensors: Mapping[str, Any]) -> None:
         """Keep the source policies as they are after ``step`` steps per history.
@@ -344,6 +365,12 @@ class HistoryDataset:
         return History(
             **arrays, final_observations=final[chosen], episode_ends=np.cumsum(ends[chosen] - starts[chosen])
         )
+
+    def shard(self, index: int) -> dict[str, np.ndarray]:
+        """The arrays of one shard as they are stored; episodes may be cut at its ends."""
+        entry = self.manifest.progress.shards[index]
+        check_content(self._directory, [entry])
+        return load_arrays(self._directory / entry.file)
 
     @property
     def snapshot_steps(self) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ import torch
 
 from icrl_agents.errors import ClusterError, ConfigError, IcrlError, MissingExtraError
 from icrl_agents.training.collection import CollectionConfig, Engine, Interval, LocalEngine, OnRollout, Source
+from icrl_agents.training.histories import HistoryWriter
 from icrl_agents.training.manifest import Manifest
 from icrl_agents.training.shards import as_arrays
 
@@ -74,6 +75,11 @@ class RayEngine:
                 "a task-informed source is one learner of all tasks, which cannot be divided: collect it with "
                 "--engine local"
             )
+        if config.sac is not None:
+            raise ConfigError(
+                f"{config.sac.algorithm} learners keep their replay in the process that collects: collect with "
+                "--engine local"
+            )
         if self._shards is not None and self._shards > len(manifest.tasks):
             raise ConfigError(f"shards: expected at most one a task, {len(manifest.tasks)}, got {self._shards}")
 
@@ -81,8 +87,7 @@ class RayEngine:
         self,
         config: CollectionConfig,
         manifest: Manifest,
-        saved: Mapping[str, np.ndarray] | None,
-        steps: int,
+        writer: HistoryWriter,
         on_rollout: OnRollout,
     ) -> Iterator[Interval]:
         """See :meth:`Engine.intervals`.
@@ -92,6 +97,7 @@ class RayEngine:
             ConfigError: a worker has other versions than the dataset is of.
         """
         ray, tasks = self._ray, len(manifest.tasks)
+        saved, steps = writer.resume_state(), writer.steps
         count = self._shards or min(tasks, max(1, int(ray.cluster_resources().get("CPU", 1))))
         parts = [range(int(own[0]), int(own[-1]) + 1) for own in np.array_split(np.arange(tasks), count)]
         work = ray.remote(num_cpus=1, num_returns=2, max_retries=RETRIES)(_work)
@@ -131,7 +137,10 @@ class RayEngine:
 
 @contextmanager
 def open_engine(
-    name: Literal["local", "ray"] = "local", address: str | None = None, shards: int | None = None
+    name: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    shards: int | None = None,
+    device: str = "cpu",
 ) -> Iterator[Engine]:
     """The engine of a name, for as long as it is in use.
 
@@ -139,18 +148,21 @@ def open_engine(
         name: ``"local"`` or ``"ray"``.
         address: see :class:`RayEngine`; none for the local one.
         shards: as well.
+        device: of the local engine's learners, see :class:`LocalEngine`.
 
     Raises:
         ConfigError: options that the engine does not have.
     """
     if name == "ray":
+        if device != "cpu":
+            raise ConfigError(f"a cluster's learners learn on its CPUs, got --device {device}")
         with RayEngine(address, shards) as engine:
             yield engine
         return
     given = [option for option, value in (("--address", address), ("--shards", shards)) if value is not None]
     if given:
         raise ConfigError(f"{' and '.join(given)} say how to collect on a cluster: add --engine ray")
-    yield LocalEngine()
+    yield LocalEngine(device)
 
 
 def state_of(state: Mapping[str, np.ndarray], part: range, tasks: int) -> dict[str, np.ndarray]:

@@ -165,7 +165,7 @@ class _Regeneration:
         self._chosen: list[int | None] = [
             source.manifest.tasks.index(task) if task in source.manifest.tasks else None for task in manifest.tasks
         ]
-        self._loaded: tuple[int, SnapshotPolicies, np.ndarray] | None = None
+        self._loaded: tuple[int, SnapshotPolicies] | None = None
 
     def run(self, writer: HistoryWriter, quiet: bool) -> None:
         """From where the writer stands to the end."""
@@ -230,40 +230,36 @@ class _Regeneration:
             draws: ``[H, A]``, normal or uniform in [0, 1) as the noise wants them.
         """
         tasks, streams = self._shape
-        policies, std = self._policies(step)
-        own = observations.reshape(tasks, streams, -1)
-        mean = acting = policies.act(own)  # [K, S, A]
-        shifts = self._shifts(step // self._config.wrong_expert_steps)  # [S]
-        if shifts.any():
-            # Stream s of task k acts as task k + shifts[s]: within a stream every policy still has one row.
-            policy = (np.arange(tasks)[:, None] + shifts) % tasks  # [K, S]
-            stream = np.arange(streams)[None]
-            arranged = np.empty_like(own)
-            arranged[policy, stream] = own
-            acting = policies.act(arranged)[policy, stream]
-        noise = draws.reshape(tasks, streams, -1)
+        policies = self._policies(step)
+        own, noise = (x.reshape(tasks, streams, -1) for x in (observations, draws))
+        # Stream s of task k acts as task k + shifts[s]: within a stream every policy still has one row.
+        policy = (np.arange(tasks)[:, None] + self._shifts(step // self._config.wrong_expert_steps)) % tasks  # [K, S]
+        stream = np.arange(streams)[None]
+
+        def by_policy(rows: np.ndarray) -> np.ndarray:
+            """Rows ``[K, S, ...]`` of the histories at the policies that act there."""
+            arranged = np.empty_like(rows)
+            arranged[policy, stream] = rows
+            return arranged
+
         if self._config.noise == "annealed":
             passed = step / (self._config.annealed_until * self._steps)
             epsilon = self._config.noise_scale * max(0.0, 1.0 - passed)
+            acting = policies.act(by_policy(own))[policy, stream]
             action = (1 - epsilon) * acting + epsilon * (self._low + noise * (self._high - self._low))
         else:
-            action = acting + self._config.noise_scale * std * noise
+            width = self._config.noise_scale if self._config.noise == "source" else None
+            action = policies.act(by_policy(own), None if width is None else by_policy(width * noise))[policy, stream]
         flat = (len(observations), -1)
-        return mean.reshape(flat), np.clip(action, self._low, self._high).reshape(flat)
+        return policies.act(own).reshape(flat), np.clip(action, self._low, self._high).reshape(flat)
 
-    def _policies(self, step: int) -> tuple[SnapshotPolicies, np.ndarray]:
-        """Who acts at a step of the history, and the width of its exploration ``[K, 1, A]``."""
+    def _policies(self, step: int) -> SnapshotPolicies:
+        """Who acts at a step of the history."""
         count = len(self._source.snapshot_steps)
         index = count - 1 if self._config.policy == "final" else step * count // self._steps
         if self._loaded is None or self._loaded[0] != index:
-            tensors = self._tensors(index)
-            std = np.zeros((1, 1, 1), np.float32)
-            if self._config.noise == "source":
-                if "log_std" not in tensors:
-                    raise DatasetError("the snapshots do not tell how widely their source explored; take other noise")
-                std = np.exp(tensors["log_std"])
-            self._loaded = (index, SnapshotPolicies(tensors, self._low, self._high), std)
-        return self._loaded[1:]
+            self._loaded = (index, SnapshotPolicies(self._tensors(index), self._low, self._high))
+        return self._loaded[1]
 
     def _tensors(self, index: int) -> dict[str, np.ndarray]:
         """A snapshot, first axis the task at hand."""

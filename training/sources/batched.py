@@ -4,7 +4,7 @@ K learners, N samples each, I inputs, O outputs
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -45,14 +45,19 @@ class BatchedMLP:
         return mlp_forward(self.weights, self.biases, x)
 
 
-def mlp_forward(weights: Sequence[Tensor], biases: Sequence[Tensor], x: Tensor) -> Tensor:
-    """K tanh networks on inputs ``[K, N, I]``; the last layer is linear."""
+def mlp_forward(
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    x: Tensor,
+    activation: Callable[[Tensor], Tensor] = torch.tanh,
+) -> Tensor:
+    """K networks on inputs ``[K, N, I]``; the last layer is linear. The activation may work in place."""
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        x = torch.tanh(_affine(bias, x, weight))
-    return _affine(biases[-1], x, weights[-1])
+        x = activation(affine(bias, x, weight))
+    return affine(biases[-1], x, weights[-1])
 
 
-def _affine(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+def affine(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """``x @ weight + bias`` for K learners, or for K inputs of one; a batched product of one matrix takes one core."""
     if len(weight) > 1:
         return torch.baddbmm(bias, x, weight)

@@ -1,4 +1,14 @@
-"""Source policies as their snapshots keep them: deterministic, batched over tasks."""
+"""Source policies as their snapshots keep them, batched over tasks.
+
+A snapshot is a dict of tensors, first axis the task: ``observation_mean, observation_std [K, N_o]`` and the layers
+``weight_i [K, I, O]``, ``bias_i [K, 1, O]`` of a network on normalised observations. What kind it is says the integer
+tensor ``format [K]``:
+
+- 1, or no such tensor: a tanh network, inputs clipped to ±10, whose outputs are the means of a Gaussian that is clipped
+  to the action space; its standard deviation is the exponential of ``log_std [K, 1, A]``, where that is there (PPO);
+- 2: a ReLU network with twice as many outputs, means and log standard deviations of a Gaussian that is squashed by
+  tanh and scaled to the action space (SAC, DroQ).
+"""
 
 from collections.abc import Mapping
 
@@ -7,7 +17,19 @@ import torch
 from torch import Tensor
 
 from icrl_agents.errors import DatasetError
+from icrl_agents.training.sources.action_bounds import ActionBounds
 from icrl_agents.training.sources.batched import mlp_forward
+
+CLIPPED_FORMAT, SQUASHED_FORMAT = 1, 2
+
+
+def gaussian_parameters(outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log standard deviation ``[..., A]`` from a squashed policy's outputs ``[..., 2 A]``.
+
+    The latter is kept within [-20, 2], as Haarnoja's code and stable-baselines3 do.
+    """
+    mean, log_std = outputs.chunk(2, -1)
+    return mean, log_std.clamp(-20, 2)
 
 
 def snapshot_by_task(snapshot: Mapping[str, Tensor], task_vectors: np.ndarray) -> dict[str, Tensor]:
@@ -72,62 +94,90 @@ def snapshot_of_tasks(
 
 
 class SnapshotPolicies:
-    """The mean actions of K source policies at one moment of their learning.
+    """K source policies at one moment of their learning.
 
     Args:
-        tensors: a snapshot, first axis the learner: ``observation_mean, observation_std [K, N_o]`` and
-            ``weight_i [K, I, O]``, ``bias_i [K, 1, O]`` of a tanh network.
+        tensors: a snapshot, as this module describes them.
         low: lower bound of each action entry ``[A]``.
         high: upper bound ``[A]``.
 
     Raises:
-        DatasetError: the snapshot is not of a tanh network.
+        DatasetError: the snapshot is of no policy network, or of a format that this version does not know.
     """
 
     def __init__(self, tensors: Mapping[str, np.ndarray | Tensor], low: np.ndarray, high: np.ndarray) -> None:
         layers = sum(name.startswith("weight_") for name in tensors)
         if not layers or "observation_mean" not in tensors:
-            raise DatasetError(f"expected the snapshot of a tanh network, got tensors {sorted(tensors)}")
+            raise DatasetError(
+                f"expected the snapshot of a tanh network or of a ReLU one, got tensors {sorted(tensors)}"
+            )
+        formats = np.unique(np.asarray(tensors.get("format", CLIPPED_FORMAT))).tolist()
+        if formats not in ([CLIPPED_FORMAT], [SQUASHED_FORMAT]):
+            raise DatasetError(f"expected a snapshot of format {CLIPPED_FORMAT} or {SQUASHED_FORMAT}, got {formats}")
+        self._squashed = formats == [SQUASHED_FORMAT]
         as_float = {name: torch.as_tensor(tensor).float() for name, tensor in tensors.items()}
         self._mean, self._std = as_float["observation_mean"][:, None], as_float["observation_std"][:, None]
         self._weights = [_once(as_float[f"weight_{i}"]) for i in range(layers)]
         self._biases = [_once(as_float[f"bias_{i}"]) for i in range(layers)]
-        self._low, self._high = torch.as_tensor(low), torch.as_tensor(high)
+        self._log_std = as_float.get("log_std")
+        self._bounds = ActionBounds(low, high)
 
     def __len__(self) -> int:
         return len(self._mean)
 
+    @property
+    def tells_its_noise(self) -> bool:
+        """Whether the snapshot says how widely its source explored."""
+        return self._squashed or self._log_std is not None
+
     @torch.no_grad()
-    def act(self, observations: np.ndarray) -> np.ndarray:
-        """Every policy on its own observations: ``[K, N, N_o]`` to clipped actions ``[K, N, A]``."""
-        x = torch.as_tensor(observations, dtype=torch.float32)
-        x = ((x - self._mean) / self._std).clamp(-10, 10)
-        return mlp_forward(self._weights, self._biases, x).clamp(self._low, self._high).numpy()
+    def act(self, observations: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
+        """Every policy on its own observations: ``[K, N, N_o]`` to actions ``[K, N, A]`` within the bounds.
+
+        Args:
+            observations: of each policy.
+            noise: ``[K, N, A]``, standard normal to explore as the source did; None for the deterministic action.
+
+        Raises:
+            DatasetError: noise, where the snapshot does not say how widely its source explored.
+        """
+        return self._act(slice(None), observations, noise)
 
     @torch.no_grad()
     def act_as(self, learner: int, observations: np.ndarray) -> np.ndarray:
-        """One learner's policy on observations ``[N, N_o]``: clipped actions ``[N, A]``."""
-        return self._act_each([learner], observations[None])[0]
+        """One learner's policy on observations ``[N, N_o]``: deterministic actions ``[N, A]`` within the bounds."""
+        return self._act([learner], observations[None], None)[0]
 
     @torch.no_grad()
     def act_each(self, learners: np.ndarray, observations: np.ndarray) -> np.ndarray:
-        """The policy of learner ``learners[r]`` on observation r: ``[R, N_o]`` to clipped actions ``[R, A]``.
+        """The policy of learner ``learners[r]`` on observation r: ``[R, N_o]`` to actions ``[R, A]`` within the bounds.
 
         One product for all where the learners share their weights, else one after the other.
         """
         if all(len(weight) == 1 for weight in self._weights):
-            return self._act_each(learners.tolist(), observations[:, None])[:, 0]
-        actions = np.empty((len(learners), len(self._low)), np.float32)
+            return self._act(learners.tolist(), observations[:, None], None)[:, 0]
+        actions = np.empty((len(learners), len(self._bounds.low)), np.float32)
         for learner in np.unique(learners):
             actions[learners == learner] = self.act_as(int(learner), observations[learners == learner])
         return actions
 
-    def _act_each(self, learners: list[int], observations: np.ndarray) -> np.ndarray:
-        """Observations ``[R, N, N_o]`` of one learner each to ``[R, N, A]``."""
+    def _act(self, chosen: slice | list[int], observations: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
+        """Observations ``[R, N, N_o]`` of one chosen learner each to ``[R, N, A]``."""
+        if noise is not None and not self.tells_its_noise:
+            raise DatasetError("the snapshots do not tell how widely their source explored; take other noise")
         x = torch.as_tensor(observations, dtype=torch.float32)
-        x = ((x - self._mean[learners]) / self._std[learners]).clamp(-10, 10)
-        weights, biases = ([p if len(p) == 1 else p[learners] for p in ps] for ps in (self._weights, self._biases))
-        return mlp_forward(weights, biases, x).clamp(self._low, self._high).numpy()
+        x = (x - self._mean[chosen]) / self._std[chosen]
+        weights, biases = ([p if len(p) == 1 else p[chosen] for p in ps] for ps in (self._weights, self._biases))
+        log_std = None if self._log_std is None else self._log_std[chosen]
+        if self._squashed:
+            action, log_std = gaussian_parameters(mlp_forward(weights, biases, x, torch.relu_))
+        else:
+            action = mlp_forward(weights, biases, x.clamp(-10, 10))
+        if noise is not None and log_std is not None:
+            action = action + log_std.exp() * torch.as_tensor(noise)
+        if self._squashed:
+            return self._bounds.from_unit(torch.tanh(action).numpy())
+        return self._bounds.clip(action.numpy())
 
 
 def _once(parameter: Tensor) -> Tensor:

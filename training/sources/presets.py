@@ -5,48 +5,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from icrl_agents.errors import ConfigError, MissingExtraError, UnknownNameError
 from icrl_agents.training.collection import CollectionConfig, Engine, LocalEngine, collect
 from icrl_agents.training.histories import HistoryDataset
-from icrl_agents.training.sources.ppo import PPOConfig
-
-PAPER_PPO = PPOConfig(
-    n_steps=500,
-    n_epochs=10,
-    n_minibatches=39,  # batches of 64 out of 5 x 500 samples
-    learning_rate=1e-4,
-    anneal=False,
-    gamma=0.99,
-    gae_lambda=0.95,
-    clip_range=0.2,
-    ent_coef=5e-3,
-    vf_coef=0.5,
-    log_std_init=0.0,
+from icrl_agents.training.sources.paper import (
+    PAPER_ALGORITHMS,
+    PAPER_DROQ,
+    PAPER_PPO,
+    PAPER_SAC,
+    PAPER_SB3,
+    PAPER_STEPS_PER_TASK,
+    sb3_options,
 )
-"""Table 1."""
-
-PAPER_SB3: Mapping[str, Mapping[str, Any]] = {
-    "sb3-ppo": {
-        "n_steps": 500,
-        "n_epochs": 10,
-        "batch_size": 64,
-        "learning_rate": 1e-4,
-        "gamma": 0.99,
-        "gae_lambda": 0.95,
-        "clip_range": 0.2,
-        "ent_coef": 5e-3,
-        "vf_coef": 0.5,
-    },
-    "sb3-sac": {
-        "buffer_size": 1_000_000,
-        "learning_starts": 400,
-        "learning_rate": 1e-4,
-        "batch_size": 256,
-        "gamma": 0.99,
-        "gradient_steps": -1,  # as many as environment steps
-    },
-}
-"""Tables 1 and 2, as stable-baselines3 names them."""
+from icrl_agents.training.sources.ppo import PPOConfig
+from icrl_agents.training.sources.sac import DroQConfig, SACConfig
 
 _SPECIALISED = PPOConfig(learning_rate=3e-4, hidden=(256, 256))
 """For learners that begin from an informed one, with the little noise that it has left: small steps."""
@@ -56,8 +30,52 @@ _RUNNING_PPO = PPOConfig(n_steps=200, n_minibatches=32, learning_rate=5e-4, gamm
 
 _COLLECTIONS: Mapping[tuple[str, str], CollectionConfig] = {
     ("icrl/ReacherGoal-v0", "laptop"): CollectionConfig("icrl/ReacherGoal-v0"),
-    ("icrl/ReacherGoal-v0", "paper"): CollectionConfig("icrl/ReacherGoal-v0", ppo=PAPER_PPO),
+    **{
+        (env_id, "paper"): CollectionConfig(env_id, steps_per_task=steps, ppo=PAPER_PPO)
+        for env_id, steps in PAPER_STEPS_PER_TASK.items()
+    },
 }
+"""(environment, preset) -> task-parallel PPO."""
+
+_LAPTOP_SAC = SACConfig(learning_starts=1_000, learning_rate=1e-3, hidden=(64, 64))
+_LAPTOP_DROQ = DroQConfig(learning_starts=1_000, learning_rate=1e-3, hidden=(64, 64), gradient_steps=4, policy_delay=4)
+
+
+_LAPTOP_GAMMAS: Mapping[str, float] = {
+    "icrl/ReacherGoal-v0": 0.95,
+    "icrl/PusherGoal-v0": 0.97,
+    "icrl/HalfCheetahVel-v0": 0.99,
+    "icrl/AntDir-v0": 0.99,
+}
+"""What a reach needs to foresee is near; what a run pays comes later."""
+
+_OFF_POLICY: Mapping[tuple[str, str, str], CollectionConfig] = {
+    **{
+        (env_id, "laptop", algorithm): CollectionConfig(
+            env_id,
+            steps_per_task=steps_per_task,
+            streams=2,
+            shard_steps=shard_steps,
+            sac=replace(sac, gamma=_LAPTOP_GAMMAS[env_id]),
+        )
+        for env_id, algorithm, sac, steps_per_task, shard_steps in (
+            ("icrl/ReacherGoal-v0", "sac", _LAPTOP_SAC, 40_000, 500),
+            ("icrl/PusherGoal-v0", "sac", _LAPTOP_SAC, 100_000, 1_000),
+            ("icrl/HalfCheetahVel-v0", "sac", _LAPTOP_SAC, 100_000, 1_000),
+            ("icrl/AntDir-v0", "sac", _LAPTOP_SAC, 100_000, 1_000),
+            ("icrl/ReacherGoal-v0", "droq", _LAPTOP_DROQ, 10_000, 100),
+            ("icrl/PusherGoal-v0", "droq", _LAPTOP_DROQ, 25_000, 200),
+            ("icrl/HalfCheetahVel-v0", "droq", _LAPTOP_DROQ, 50_000, 400),
+            ("icrl/AntDir-v0", "droq", _LAPTOP_DROQ, 50_000, 200),
+        )
+    },
+    **{
+        (env_id, "paper", algorithm): CollectionConfig(env_id, steps_per_task=steps, shard_steps=200, sac=sac)
+        for env_id, steps in PAPER_STEPS_PER_TASK.items()
+        for algorithm, sac in (("sac", PAPER_SAC), ("droq", PAPER_DROQ))
+    },
+}
+"""(environment, preset, algorithm) -> task-parallel SAC or DroQ."""
 
 _TASK_INFORMED: Mapping[str, CollectionConfig] = {
     "icrl/ReacherGoal-v0": CollectionConfig(
@@ -95,15 +113,71 @@ _TASK_INFORMED: Mapping[str, CollectionConfig] = {
 """One learner has the samples of all tasks, and more to tell apart: a wider network, fewer steps a task."""
 
 
-def collection_preset(env_id: str, preset: str) -> CollectionConfig:
-    """What a preset collects.
+_TASK_INFORMED_SAC: Mapping[str, CollectionConfig] = {
+    env_id: CollectionConfig(
+        env_id,
+        steps_per_task=steps_per_task,
+        streams=1,
+        shard_steps=500,
+        task_informed=True,
+        sac=SACConfig(
+            learning_starts=5_000, batch_size=512, gradient_steps=4, learning_rate=5e-4, gamma=_LAPTOP_GAMMAS[env_id]
+        ),
+    )
+    for env_id, steps_per_task in (
+        ("icrl/ReacherGoal-v0", 10_000),
+        ("icrl/PusherGoal-v0", 30_000),
+        ("icrl/HalfCheetahVel-v0", 50_000),
+        ("icrl/AntDir-v0", 50_000),
+    )
+}
+
+SOURCES = (
+    "task-parallel",
+    "task-parallel-ppo",
+    "task-parallel-sac",
+    "task-parallel-droq",
+    "task-informed",
+    "task-informed-sac",
+    *PAPER_SB3,
+)
+"""What histories can be collected from. ``task-parallel`` is what the preset has: PPO, or in ``paper`` what the paper
+assigns to the environment."""
+
+
+def collection_preset(env_id: str, preset: str, source: str = "task-parallel") -> CollectionConfig:
+    """What a preset collects; change what you like with ``dataclasses.replace``.
+
+    Of an sb3 source it is the amount of data.
+
+    Args:
+        env_id: Gymnasium id.
+        preset: ``"laptop"`` or ``"paper"``; task-informed sources have one setting for both.
+        source: one of :data:`SOURCES`.
 
     Raises:
-        UnknownNameError: the environment has no such preset.
+        UnknownNameError: no such source, or the environment has no such preset of it.
     """
-    if (env_id, preset) not in _COLLECTIONS:
-        raise UnknownNameError(f"collection preset of {env_id}", preset, [p for e, p in _COLLECTIONS if e == env_id])
-    return _COLLECTIONS[env_id, preset]
+    if source not in SOURCES:
+        raise UnknownNameError("source", source, SOURCES)
+    if source in ("task-informed", "task-informed-sac"):
+        informed = _TASK_INFORMED if source == "task-informed" else _TASK_INFORMED_SAC
+        if env_id not in informed:
+            raise UnknownNameError("environment with a task-informed source", env_id, informed)
+        return informed[env_id]
+    algorithm = source.rpartition("-")[2]
+    if source == "task-parallel":
+        algorithm = PAPER_ALGORITHMS.get(env_id, "ppo") if preset == "paper" else "ppo"
+    elif algorithm in ("tqc", "crossq"):
+        algorithm = "sac"  # as much data
+    known: dict[str, CollectionConfig]
+    if algorithm == "ppo":
+        known = {p: config for (e, p), config in _COLLECTIONS.items() if e == env_id}
+    else:
+        known = {p: config for (e, p, a), config in _OFF_POLICY.items() if (e, a) == (env_id, algorithm)}
+    if preset not in known:
+        raise UnknownNameError(f"{source} preset of {env_id}", preset, known)
+    return known[preset]
 
 
 def oracle_collection(
@@ -135,11 +209,13 @@ def run_collection(
     preset: str = "laptop",
     source: str = "task-parallel",
     task: int = 0,
+    jobs: int | None = None,
     steps_per_task: int | None = None,
     split: str = "paper",
     subset: str | None = None,
     seed: int = 0,
     engine: Engine | None = None,
+    device: torch.device | str = "cpu",
     quiet: bool = False,
 ) -> HistoryDataset:
     """Collect by preset, with the named source.
@@ -148,35 +224,49 @@ def run_collection(
         env_id: Gymnasium id.
         directory: of the dataset.
         preset: ``"laptop"`` or ``"paper"``.
-        source: ``"task-parallel"``, ``"task-informed"``, ``"sb3-ppo"`` or ``"sb3-sac"``.
+        source: one of :data:`SOURCES`.
         task: index of the one task that an sb3 source learns.
+        jobs: let an sb3 source learn all tasks of the subset instead, so many at a time, into one dataset.
         steps_per_task: instead of the preset's.
         split: named task split.
         subset: part of it, as :class:`CollectionConfig` says; None is the preset's.
         seed: of everything.
-        engine: where the learners work; None is this process.
+        engine: where the learners work; None is this process, on ``device``.
+        device: that task-parallel and task-informed SAC and DroQ learn on.
         quiet: no progress bar.
+
+    Raises:
+        UnknownNameError: no such source, or the environment has no such preset of it.
+        ConfigError: jobs for a source that has none, or a device for a source that knows only the CPU.
+        MissingExtraError: an sb3 source without the extra ``train``.
     """
-    if source == "task-informed":
-        if env_id not in _TASK_INFORMED:
-            raise UnknownNameError("environment with a task-informed source", env_id, _TASK_INFORMED)
-        config = _TASK_INFORMED[env_id]
-    else:
-        config = collection_preset(env_id, preset)
-    config = replace(config, split=split, subset=subset or config.subset, seed=seed)
+    preset_config = collection_preset(env_id, preset, source)
+    config = replace(preset_config, split=split, subset=subset or preset_config.subset, seed=seed)
     if steps_per_task is not None:
         config = replace(config, steps_per_task=steps_per_task)
-    if source in ("task-parallel", "task-informed"):
+    engine = engine or LocalEngine(device)
+    if not source.startswith("sb3-"):
+        if jobs is not None:
+            raise ConfigError(f"jobs are processes of an sb3 source; {source} learns all tasks in one")
         return collect(config, directory, engine=engine, quiet=quiet)
-    if source not in PAPER_SB3:
-        raise UnknownNameError("source", source, ("task-parallel", "task-informed", *PAPER_SB3))
-    if not isinstance(engine, LocalEngine | None):
-        raise ConfigError(
-            f"{source} is one learner of one task, which cannot be divided: collect it with --engine local"
-        )
+    if not isinstance(engine, LocalEngine):
+        raise ConfigError(f"{source} learns in processes of one machine: collect it with --engine local")
+    if engine.device.type != "cpu":
+        raise ConfigError(f"{source} learns on the CPU, got device {str(engine.device)!r}")
     try:
-        from icrl_agents.training.sources.sb3 import collect_sb3
+        from icrl_agents.training.sources.sb3 import collect_sb3, collect_sb3_tasks
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from error
-    options = PAPER_SB3[source] if preset == "paper" else {}
+    options = _sb3_options(source, config, preset)
+    if jobs is not None:
+        return collect_sb3_tasks(source, config, directory, options, jobs=jobs, quiet=quiet)
     return collect_sb3(source, config, directory, task, options, quiet=quiet)
+
+
+def _sb3_options(source: str, config: CollectionConfig, preset: str) -> Mapping[str, Any]:
+    """Keyword arguments of an sb3 source's algorithm."""
+    if preset == "paper":
+        return PAPER_SB3[source]
+    if config.sac is None:
+        return {}
+    return {**sb3_options(config.sac), "policy_kwargs": {"net_arch": list(config.sac.hidden)}}

@@ -23,6 +23,47 @@ class Recording:
     final_observations: list[np.ndarray]
 
 
+class StepRecorder:
+    """Takes down the steps of H environment rows one after the other, until it has T of them.
+
+    Args:
+        rows: H.
+        steps: T.
+        observation_dim: N_o.
+        action_dim: A.
+    """
+
+    def __init__(self, rows: int, steps: int, observation_dim: int, action_dim: int) -> None:
+        self.arrays = {
+            **{name: np.empty((rows, steps, observation_dim), np.float32) for name in ("observations", "following")},
+            **{name: np.empty((rows, steps, action_dim), np.float32) for name in ("actions", "mean_actions")},
+            "rewards": np.empty((rows, steps), np.float32),
+            **{name: np.empty((rows, steps), bool) for name in ("terminated", "truncated")},
+        }
+        self._finals: list[list[np.ndarray]] = [[] for _ in range(rows)]
+        self._none = np.empty((0, observation_dim), np.float32)
+
+    def step(self, t: int, env: MetaVectorEnv, actions: np.ndarray, mean_actions: np.ndarray) -> np.ndarray:
+        """Execute actions ``[H, A]`` as step ``t``; the observations ``[H, N_o]`` to act on next.
+
+        What was acted on stands in ``arrays["observations"][:, t]`` already; ``arrays["following"]`` gets the
+        observations that followed, before any autoreset.
+        """
+        at = {name: array[:, t] for name, array in self.arrays.items()}
+        at["actions"][:], at["mean_actions"][:] = actions, mean_actions
+        after, at["rewards"][:], at["terminated"][:], at["truncated"][:], info = env.step(at["actions"])
+        at["following"][:] = after
+        for row in np.flatnonzero(info.get("_final_obs", False)):
+            at["following"][row] = info["final_obs"][row]
+            self._finals[row].append(at["following"][row].copy())
+        return after
+
+    def recording(self) -> Recording:
+        """What was taken down, for the store."""
+        stored = {name: array for name, array in self.arrays.items() if name != "following"}
+        return Recording(stored, [np.stack(own) if own else self._none for own in self._finals])
+
+
 class RolloutCollector:
     """Steps the environment rows of a task-parallel learner.
 
@@ -52,50 +93,36 @@ class RolloutCollector:
         k, s = learner.learners, learner.streams
         rows, steps = k * s, learner.config.n_steps
         n_o, n_a = self.observations.shape[1], learner.action_dim
-        observations, following = (np.empty((rows, steps, n_o), np.float32) for _ in range(2))
-        sampled, means = (np.empty((rows, steps, n_a), np.float32) for _ in range(2))
-        rewards = np.empty((rows, steps), np.float32)
-        terminated, truncated = (np.empty((rows, steps), bool) for _ in range(2))
-        finals: list[list[np.ndarray]] = [[] for _ in range(rows)]
+        recorder = StepRecorder(rows, steps, n_o, n_a)
+        arrays = recorder.arrays
+        sampled = np.empty((rows, steps, n_a), np.float32)
         noise, std = learner.exploration_noise(), learner.std()
         for t in range(steps):
-            observations[:, t] = self.observations
-            seen = np.concatenate([observations[:, t], self._tasks], axis=1, dtype=np.float32)
+            arrays["observations"][:, t] = self.observations
+            seen = with_tasks(arrays["observations"][:, t], self._tasks)
             mean = learner.mean_action(torch.from_numpy(seen.reshape(k, s, -1)))
-            means[:, t] = mean.reshape(rows, n_a)
             sampled[:, t] = (mean + std * noise[t]).reshape(rows, n_a)
-            executed = np.clip(sampled[:, t], self._low, self._high)
-            after, rewards[:, t], terminated[:, t], truncated[:, t], info = env.step(executed)
-            following[:, t] = after
-            if "final_obs" in info:
-                for row in np.flatnonzero(info["_final_obs"]):
-                    following[row, t] = info["final_obs"][row]
-                    finals[row].append(following[row, t])
-            self.observations = after
-        arrays = {
-            "observations": observations,
-            "actions": np.clip(sampled, self._low, self._high),
-            "mean_actions": np.clip(means, self._low, self._high),
-            "rewards": rewards,
-            "terminated": terminated,
-            "truncated": truncated,
-        }
+            executed, means = (
+                np.clip(x, self._low, self._high) for x in (sampled[:, t], mean.reshape(rows, n_a).numpy())
+            )
+            self.observations = recorder.step(t, env, executed, means)
         per_learner = (
             torch.from_numpy(x).unflatten(0, (k, s))
             for x in (
-                self._with_tasks(observations),
+                with_tasks(arrays["observations"], self._tasks),
                 sampled,
-                rewards,
-                self._with_tasks(following),
-                terminated,
-                terminated | truncated,
+                arrays["rewards"],
+                with_tasks(arrays["following"], self._tasks),
+                arrays["terminated"],
+                arrays["terminated"] | arrays["truncated"],
             )
         )
-        stacked = [np.stack(f) if f else np.empty((0, n_o), np.float32) for f in finals]
-        return Rollout(*per_learner), Recording(arrays, stacked)
+        return Rollout(*per_learner), recorder.recording()
 
-    def _with_tasks(self, observations: np.ndarray) -> np.ndarray:
-        """Observations ``[H, T, N_o]`` as the learner sees them ``[H, T, N_o + k]``."""
-        steps = observations.shape[1]
-        tasks = np.broadcast_to(self._tasks[:, None], (len(self._tasks), steps, self._tasks.shape[1]))
-        return np.concatenate([observations, tasks], axis=2, dtype=np.float32)
+
+def with_tasks(observations: np.ndarray, tasks: np.ndarray) -> np.ndarray:
+    """Observations ``[H, ..., N_o]`` as learners see them that see the tasks ``[H, k]``: ``[H, ..., N_o + k]``."""
+    between = observations.ndim - 2
+    spread = tasks.reshape(len(tasks), *[1] * between, tasks.shape[1])
+    spread = np.broadcast_to(spread, (*observations.shape[:-1], tasks.shape[1]))
+    return np.concatenate([observations, spread], axis=-1, dtype=np.float32)

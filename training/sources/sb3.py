@@ -1,19 +1,28 @@
-"""One stable-baselines3 run on one task, through the same recorder as the task-parallel sources.
+"""Runs of stable-baselines3 and sb3-contrib, one a task, into the same store as the task-parallel sources.
 
 The recorder wraps the vector environment, so it sees what the environment sees: every step once, in order, with the
 terminal observation where SB3's own autoreset hides it. It does not depend on how an algorithm is written inside.
 """
 
+import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
+import sb3_contrib
 import stable_baselines3
+import torch
 from rich.progress import Progress
+from sb3_contrib import TQC, CrossQ
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -21,16 +30,27 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from icrl_agents.errors import DatasetError, TaskError
+from icrl_agents.errors import ConfigError, DatasetError, TaskError
 from icrl_agents.training.collection import (
     EVALUATION_EPISODES,
     CollectionConfig,
     collection_manifest,
     collection_progress,
+    learner_seed,
 )
-from icrl_agents.training.histories import HistoryDataset, HistoryWriter
+from icrl_agents.training.histories import HistoryDataset, HistoryWriter, Manifest
+from icrl_agents.training.sources.sb3_droq import DroQ
 
-ALGORITHMS: Mapping[str, type[BaseAlgorithm]] = {"sb3-ppo": PPO, "sb3-sac": SAC}
+ALGORITHMS: Mapping[str, type[BaseAlgorithm]] = {
+    "sb3-ppo": PPO,
+    "sb3-sac": SAC,
+    "sb3-droq": DroQ,
+    "sb3-tqc": TQC,
+    "sb3-crossq": CrossQ,
+}
+
+TASKS_FOLDER = "tasks"
+"""Where the runs of :func:`collect_sb3_tasks` are until all of them are one dataset."""
 
 
 class HistoryRecorder(VecEnvWrapper):
@@ -38,7 +58,7 @@ class HistoryRecorder(VecEnvWrapper):
 
     Args:
         venv: S environments of one task and one horizon.
-        shard_steps: steps per shard, a multiple of the horizon.
+        shard_steps: steps per shard.
         write: called with the arrays of each full shard and an empty state.
     """
 
@@ -80,7 +100,8 @@ class HistoryRecorder(VecEnvWrapper):
             arrays: dict[str, np.ndarray] = {
                 name: np.stack(rows, 1).astype(_dtype(name)) for name, rows in self._rows.items()
             }
-            arrays["final_observations"] = np.concatenate([np.stack(f) for f in self._finals]).astype(np.float32)
+            ended = [final for own in self._finals for final in own]
+            arrays["final_observations"] = np.array(ended, np.float32).reshape(-1, self._observations.shape[1])
             self._clear()
             self._write(arrays, {})
         return observations, rewards, dones, infos
@@ -105,8 +126,8 @@ def collect_sb3(
     SB3 cannot save a run half way without pickle, so a run that was interrupted has to begin again in a new folder.
 
     Args:
-        algorithm: ``"sb3-ppo"`` or ``"sb3-sac"``.
-        config: environment, split, subset, steps, streams and seed; its PPO part is not looked at.
+        algorithm: one of :data:`ALGORITHMS`.
+        config: environment, split, subset, steps, streams and seed; its own algorithm is not looked at.
         directory: of the dataset, new.
         task_index: which task of the subset.
         options: keyword arguments of the algorithm's class.
@@ -118,36 +139,117 @@ def collect_sb3(
     Raises:
         DatasetError: the directory holds another collection, or an interrupted run.
     """
-    manifest = collection_manifest(config)
+    manifest = _manifest(algorithm, config, options)
     if not 0 <= task_index < len(manifest.tasks):
         raise TaskError(f"{config.subset} has the tasks 0 to {len(manifest.tasks) - 1}, got {task_index}")
     task = manifest.tasks[task_index]
-    hyperparameters = {
-        **_defaults(ALGORITHMS[algorithm]),
-        **options,
-        "steps_per_task": config.steps_per_task,
-        "sb3": stable_baselines3.__version__,
-    }
-    manifest = dataclasses.replace(
-        manifest,
-        tasks=(task,),
-        source=algorithm,
-        hyperparameters=hyperparameters,
-        subset=f"{config.subset}[{task_index}]",
-    )
+    manifest = dataclasses.replace(manifest, tasks=(task,), subset=f"{config.subset}[{task_index}]")
     with HistoryWriter.create_or_resume(directory, manifest) as writer:
         if not writer.complete:
             if writer.steps:
                 raise DatasetError(f"{directory} holds an interrupted SB3 run, which cannot go on: choose a new folder")
             envs = DummyVecEnv([lambda: gymnasium.make(config.env_id, task=task) for _ in range(config.streams)])
             recorder = HistoryRecorder(envs, config.shard_steps, writer.append)
-            model = ALGORITHMS[algorithm]("MlpPolicy", recorder, seed=config.seed, device="cpu", **options)
+            own = copy.deepcopy(dict(options))  # SB3 writes into policy_kwargs
+            model = ALGORITHMS[algorithm]("MlpPolicy", recorder, seed=config.seed, device="cpu", **own)
             recorder.model = model
             with collection_progress(quiet) as bar:
                 callback = StepLimit(config.steps, config.streams, bar)
                 model.learn(config.steps * config.streams, callback=callback)
-            writer.finish([_final_return(model, config.env_id, task)])
+            writer.finish([_final_return(model, config.env_id, task, config.seed)])
     return HistoryDataset(directory)
+
+
+def collect_sb3_tasks(
+    algorithm: str,
+    config: CollectionConfig,
+    directory: str | Path,
+    options: Mapping[str, Any],
+    *,
+    jobs: int,
+    quiet: bool = False,
+) -> HistoryDataset:
+    """Train one SB3 algorithm on every task of a subset, each with a seed of its own, into one dataset.
+
+    Interrupted, the same call goes on: runs that were complete are kept, those under way begin again.
+
+    Args:
+        algorithm: one of :data:`ALGORITHMS`.
+        config: as of :func:`collect_sb3`.
+        directory: of the dataset; the single runs are in its folder ``tasks`` until all are there.
+        options: keyword arguments of the algorithm's class.
+        jobs: runs at a time, each in a process of its own if more than 1; they share the cores.
+        quiet: no progress bar.
+
+    Returns:
+        The complete dataset: ``config.streams`` histories of each task.
+
+    Raises:
+        ConfigError: no jobs.
+        DatasetError: the directory holds another collection, or another process writes there.
+    """
+    if jobs < 1:
+        raise ConfigError(f"jobs is at least 1, got {jobs}")
+    manifest = _manifest(algorithm, config, options)
+    folder = Path(directory) / TASKS_FOLDER
+    with HistoryWriter.create_or_resume(directory, manifest) as writer:
+        if not writer.complete:
+            runs = [
+                partial(
+                    _run_task,
+                    algorithm,
+                    dataclasses.replace(config, seed=learner_seed(config.seed, task)),
+                    folder / f"{task:05d}",
+                    task,
+                    options,
+                )
+                for task in range(len(manifest.tasks))
+            ]
+            with collection_progress(quiet) as bar:
+                shown = bar.add_task("tasks learned", total=len(runs), note="")
+                for done, _ in enumerate(_in_processes(runs, jobs), 1):
+                    bar.update(shown, completed=done)
+                    if not bar.console.is_terminal and not quiet:
+                        print(f"{done} of {len(runs)} tasks learned", flush=True)
+            parts = [HistoryDataset(run.args[2]) for run in runs]
+            _merge(parts, writer)
+        shutil.rmtree(folder, ignore_errors=True)
+    return HistoryDataset(directory)
+
+
+def _in_processes(runs: Sequence[Callable[[], None]], jobs: int) -> Iterator[None]:
+    """Do all, so many at a time; yields as often as one is done."""
+    if jobs == 1:
+        yield from (run() for run in runs)
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
+        try:
+            for future in as_completed([pool.submit(run) for run in runs]):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _run_task(algorithm: str, config: CollectionConfig, directory: Path, task: int, options: Mapping[str, Any]) -> None:
+    """One run of many; what was interrupted begins again."""
+    if directory.exists():
+        try:
+            HistoryDataset(directory)
+        except DatasetError:
+            shutil.rmtree(directory)
+    collect_sb3(algorithm, config, directory, task, options, quiet=True)
+
+
+def _merge(parts: list[HistoryDataset], writer: HistoryWriter) -> None:
+    """Datasets of one task each, recorded in equal intervals, as one."""
+    for index in range(len(writer.manifest.progress.shards), len(parts[0].manifest.progress.shards)):
+        shards = [part.shard(index) for part in parts]
+        names = set(shards[0]) - {"episode_counts"}
+        writer.append({name: np.concatenate([shard[name] for shard in shards]) for name in names}, {})
+    writer.finish([part.manifest.progress.final_returns[0] for part in parts])
 
 
 class StepLimit(BaseCallback):
@@ -169,14 +271,33 @@ class StepLimit(BaseCallback):
         return self.n_calls < self._steps
 
 
-def _final_return(model: BaseAlgorithm, env_id: str, task: Mapping[str, Any]) -> float:
-    mean, _ = evaluate_policy(model, gymnasium.make(env_id, task=task), EVALUATION_EPISODES, warn=False)
+def _final_return(model: BaseAlgorithm, env_id: str, task: Mapping[str, Any], seed: int) -> float:
+    env = DummyVecEnv([lambda: gymnasium.make(env_id, task=task)])
+    env.seed(seed + 1_000_000)  # apart from the seeds that it trained with
+    mean, _ = evaluate_policy(model, env, EVALUATION_EPISODES, warn=False)
     return float(mean)  # type: ignore[arg-type]
+
+
+def _manifest(algorithm: str, config: CollectionConfig, options: Mapping[str, Any]) -> Manifest:
+    """What a dataset of runs on all tasks says about itself."""
+    hyperparameters = {
+        **_defaults(ALGORITHMS[algorithm]),
+        **options,
+        "steps_per_task": config.steps_per_task,
+        "sb3": stable_baselines3.__version__,
+        "sb3_contrib": sb3_contrib.__version__,
+    }
+    return dataclasses.replace(collection_manifest(config), source=algorithm, hyperparameters=hyperparameters)
 
 
 def _defaults(algorithm: type[BaseAlgorithm]) -> dict[str, Any]:
     """The hyper-parameters that an algorithm takes where none are given, as far as JSON can hold them."""
-    parameters = inspect.signature(algorithm.__init__).parameters
+    parameters: dict[str, inspect.Parameter] = {}
+    for ancestor in algorithm.__mro__:
+        own = inspect.signature(ancestor.__init__).parameters  # type: ignore[misc]
+        parameters = {**own, **parameters}
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in own.values()):
+            break  # it passes nothing on that it does not name
     return {name: p.default for name, p in parameters.items() if isinstance(p.default, bool | int | float | str)}
 
 
