@@ -16,6 +16,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from icrl_agents.cli_data import DATA_COMMANDS, PullData, Regenerate
+from icrl_agents.cli_watch import Watch
 from icrl_agents.errors import IcrlError, InputError
 
 if TYPE_CHECKING:
@@ -442,7 +443,7 @@ class Push:
         console.print(push_to_hub(self.directory, self.repo_id, private=self.private))
 
 
-COMMANDS = (Demo, List, Collect, Train, Evaluate, Compare, Anchors, Reproduce, ImportMamba, Push, *DATA_COMMANDS)
+COMMANDS = (Demo, Watch, List, Collect, Train, Evaluate, Compare, Anchors, Reproduce, ImportMamba, Push, *DATA_COMMANDS)
 
 
 def main(arguments: list[str] | None = None) -> None:
