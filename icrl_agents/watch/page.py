@@ -185,6 +185,7 @@ class _Scene:
             height=height,
             cell_size=cell,
             section_size=5 * cell,
+            section_color=(170, 170, 170),
             plane_color=(236, 238, 240),
             plane_opacity=1.0,
             fade_distance=15 * distance,
@@ -226,7 +227,7 @@ class _Controls:
                 {"label": "return", "stroke": _RETURN_COLOR, "width": 2, "points": {"show": True, "size": 5}},
                 {"label": "the task moved", "stroke": _MOVED_COLOR, "width": 0, "points": {"show": True, "size": 11}},
                 *(
-                    {"label": name, "stroke": color, "dash": (6, 4), "width": 1.5}
+                    {"label": name, "stroke": color, "dash": (6, 4), "width": 1.5, "points": {"show": False}}
                     for name, color in (("blind", _BLIND_COLOR), ("oracle", _ORACLE_COLOR))
                     if name in self._references
                 ),
@@ -234,7 +235,7 @@ class _Controls:
             scales=self._scales(()),
             axes=({"label": "episode"}, {"label": "return per episode"}),
             legend={"live": False},
-            height=260,
+            height=240,
             padding=(12, 24, 0, 0),
         )
         self._status = gui.add_markdown("")

@@ -114,9 +114,7 @@ def _half_circle(length: float) -> np.ndarray:
     """An outline ``[n, 2]`` of radius and height, from the lowest to the highest point of a capsule of radius 1."""
     angles = np.linspace(-np.pi / 2, np.pi / 2, SEGMENTS + 1)
     below, above = angles[: SEGMENTS // 2 + 1], angles[SEGMENTS // 2 :]
-    halves = [
-        np.stack([np.cos(part), np.sin(part) + shift], 1) for part, shift in ((below, -length), (above, length))
-    ]
+    halves = [np.stack([np.cos(part), np.sin(part) + shift], 1) for part, shift in ((below, -length), (above, length))]
     outline = np.concatenate(halves) if length > 0 else np.concatenate([halves[0], halves[1][1:]])
     outline[[0, -1], 0] = 0.0
     return outline

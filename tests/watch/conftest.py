@@ -6,11 +6,12 @@ import shutil
 import subprocess
 import time
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from websockets.sync.client import connect
+import pytest
 
 OPTIONS = (
     "--headless",
@@ -28,22 +29,16 @@ OPTIONS = (
 )
 
 
-def find_chromium() -> str | None:
-    """Where Chromium is, if anywhere."""
-    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
 class Chromium:
     """One tab. Use it in ``with``.
 
     Args:
+        path: of the program.
         profile: an empty folder of its own.
         size: of the window in pixels.
     """
 
-    def __init__(self, profile: Path, size: tuple[int, int] = (1280, 800)) -> None:
-        path = find_chromium()
-        assert path is not None
+    def __init__(self, path: str, profile: Path, size: tuple[int, int] = (1280, 900)) -> None:
         arguments = [path, *OPTIONS, f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}", "about:blank"]
         self._process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
@@ -52,6 +47,8 @@ class Chromium:
             port = int(port_file.read_text().splitlines()[0])
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list") as answer:
                 tab = next(tab for tab in json.load(answer) if tab["type"] == "page")
+            from websockets.sync.client import connect
+
             self._socket = connect(tab["webSocketDebuggerUrl"], max_size=None)
         except BaseException:
             self._process.kill()
@@ -90,7 +87,7 @@ class Chromium:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
         return path
 
-    def wait(self, until: Any, what: str, seconds: float = 60.0) -> Any:
+    def wait(self, until: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
         """Wait until ``until()`` holds, and what it gave."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -108,3 +105,14 @@ class Chromium:
         self._socket.close()
         self._process.terminate()
         self._process.wait()
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Chromium]:
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium here")
+    profile = tmp_path / "profile"
+    profile.mkdir()
+    with Chromium(path, profile) as tab:
+        yield tab
