@@ -14,6 +14,7 @@ from rich.table import Table
 from scipy.stats import wilcoxon
 
 from icrl_agents import InContextAgent, evaluate
+from icrl_agents.backbones import carry_bytes
 from icrl_agents.envs import env_definition
 from icrl_agents.evaluation import LAST_EPISODES, paired_difference
 
@@ -39,19 +40,13 @@ def cost(agent: InContextAgent) -> list[float]:
 
 
 agents = [InContextAgent.from_pretrained(name) for name in arguments.agents]
-results = [
-    evaluate(a, subset="val", tasks=arguments.tasks, episodes=arguments.episodes, controls=False) for a in agents
-]
+how = {"subset": "val", "tasks": arguments.tasks, "episodes": arguments.episodes, "controls": False}
+results = [evaluate(agent, **how) for agent in agents]
 finals = [np.asarray(result.returns)[:, -LAST_EPISODES:].mean(1) for result in results]  # [N] each
-names, console = [result.agent for result in results], Console()
-
+names, console = [result.agent for result in results], Console(width=110)
 table = Table("", *names, title=f"{len(finals[0])} unseen tasks")
-for label, key in (
-    ("episode 1", "first_return"),
-    ("last episodes", "final_return"),
-    ("normalized", "final_normalized"),
-):
-    table.add_row(label, *(f"{r.summary[key]['mean']:.2f}" for r in results))
+for key in ("first_return", "final_return", "final_normalized"):
+    table.add_row(key.replace("_", " "), *(f"{result.summary[key]['mean']:.2f}" for result in results))
 table.add_row("episodes to 90 % of the gain", *(str(r.summary["episodes_to_90_percent_of_gain"]) for r in results))
 inside = [np.mean(r.first_episode, 0) for r in results]  # reward per step inside episode 1, [H] each
 for step in range(0, len(inside[0]), max(1, len(inside[0]) // 4)):
@@ -66,24 +61,19 @@ for label, column in zip(labels, numbers.T, strict=True):
 costs = [cost(agent) for agent in agents]
 for row, lived in enumerate(arguments.lived):
     table.add_row(f"step after {lived} steps, us", *(f"{of[row]:.0f}" for of in costs))
-memories = [agent.predict(np.zeros(agent.model.layout.size))[1] for agent in agents]
-table.add_row("memory of a task, KiB", *(f"{sum(leaf.nbytes for leaf in memory) / 1024:.0f}" for memory in memories))
+table.add_row("memory of a task, bytes", *(str(carry_bytes(a.model.backbone.initial_carry(1))) for a in agents))
 console.print(table)
-difference = {name: round(value, 3) for name, value in paired_difference(*results).items()}
-console.print(
-    f"{names[0]} minus {names[1]}, normalized, paired by task: {difference}; Wilcoxon p", wilcoxon(*finals).pvalue
-)
-
+console.print(f"{names[0]} minus {names[1]}, normalized, paired by task: {paired_difference(*results)}")
+console.print(f"Wilcoxon's signed-rank test of the last episodes: p = {wilcoxon(*finals).pvalue:.3f}")
 panels = (figure := Figure(figsize=(13, 3.6), layout="constrained", dpi=130)).subplots(1, 4)
 for result, final, reward, of in zip(results, finals, inside, costs, strict=True):
     panels[0].plot(np.arange(1, arguments.episodes + 1), np.mean(result.returns, 0), label=result.agent)
     panels[1].plot(np.arange(1, len(reward) + 1), reward)
     panels[2].plot(numbers[:, 0], final, "o", alpha=0.7)
     panels[3].semilogx(arguments.lived, of, "o-")
-for panel, x in zip(panels, ("episode", "step of episode 1", labels[0], "steps lived"), strict=True):
-    panel.set_xlabel(x)
-for panel, y in zip(panels, ("return", "reward", "return of the last episodes", "us a step"), strict=True):
-    panel.set_ylabel(y)
+titles = "return by episode", "reward by step of episode 1", f"last episodes by {labels[0]}", "us by steps lived"
+for panel, title in zip(panels, titles, strict=True):
+    panel.set_title(title)
 panels[0].legend(fontsize=8)
 arguments.out.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(arguments.out)

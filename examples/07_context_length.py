@@ -1,8 +1,8 @@
 """How much context does learning take? Trains small agents of several context lengths and lets each meet unseen goals.
 
-A transformer sees no further back than its context; a Mamba is trained on sequences of that length and remembers as long
-as it likes. All get the same number of updates and of tokens an update, from one teacher. With the defaults about two
-hours on two cores; everything goes on where it was interrupted. --updates 20 --steps-per-task 5000 shows the way.
+A transformer sees no further back than its context; a Mamba is trained on sequences of that length and remembers as
+long as it likes. All get the same number of updates and of tokens an update, from one teacher. Some hours on two cores
+with the defaults; the same command goes on where it was interrupted. --updates 20 --steps-per-task 5000 shows the way.
 """
 
 import argparse

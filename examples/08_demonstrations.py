@@ -56,6 +56,4 @@ agent.reset(env=env)
 agent.prefill(SimpleNamespace(**demonstrations))
 helped, _ = live(arguments.episodes, arguments.seed + 1)
 for episode, (without, with_them) in enumerate(zip(alone, helped, strict=True)):
-    print(
-        f"episode {episode + 1:2d}: alone {without:6.2f}, after {arguments.demonstrations} demonstrations {with_them:6.2f}"
-    )
+    print(f"episode {episode + 1:2d}: alone {without:6.2f}, after them {with_them:6.2f}")

@@ -1,7 +1,7 @@
 """A sequence model of your own behind an agent: register it, check the contract, train it like any other.
 
-A GRU in thirty lines. Without --data it is checked and lives an episode untrained (seconds); with a folder of learning
-histories (icrl-agents collect reacher-goal) it is distilled. A loop over steps trains slowly: a scan is what to write.
+Without --data a GRU is checked and lives an episode untrained (seconds); with a folder of learning histories it is
+distilled (icrl-agents collect reacher-goal makes one). A loop over steps trains slowly: write a scan.
 """
 
 import argparse
@@ -49,6 +49,7 @@ class GRU(Backbone):
         return carry.masked_fill(mask[:, None], 0.0)
 
 
+ENV_ID = "icrl/ReacherGoal-v0"
 register_backbone("gru", f"{__name__}:GRU", f"{__name__}:GRUConfig")
 
 if __name__ == "__main__":
@@ -63,19 +64,16 @@ if __name__ == "__main__":
     if arguments.data is not None:
         from icrl_agents.training.distillation import DistillationConfig, train
 
-        config = DistillationConfig(
-            "gru", "icrl/ReacherGoal-v0", "gru", target="source_mean", updates=arguments.updates
-        )
+        config = DistillationConfig("gru", ENV_ID, "gru", target="source_mean", updates=arguments.updates)
         agent = InContextAgent.from_pretrained(train(config, arguments.data, arguments.out).directory)
     else:
         model, low, high = ModelConfig(8, 2, "gru"), (-1.0, -1.0), (1.0, 1.0)
-        config = AgentConfig("gru", "icrl/ReacherGoal-v0", low, high, 50, 40, "paper", "", "", model)
+        config = AgentConfig("gru", ENV_ID, low, high, 50, 40, "paper", "", "", model)
         agent = InContextAgent(InContextModel(model), config)
-    env = agent.make_env()
-    observation, _ = env.reset(seed=0)
-    total, done = 0.0, False
-    while not done:
-        observation, reward, terminated, done, _ = env.step(agent.act(observation))
-        agent.observe(reward, terminated, done)
+    observation, _ = (env := agent.make_env()).reset(seed=0)
+    total, truncated = 0.0, False
+    while not truncated:  # this environment never terminates
+        observation, reward, terminated, truncated, _ = env.step(agent.act(observation))
+        agent.observe(reward, terminated, truncated)
         total += reward
     print(f"an episode of a GRU returns {total:.2f}")

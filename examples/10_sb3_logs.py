@@ -1,7 +1,7 @@
 """Distil your own stable-baselines3 runs: a recorder around the VecEnv, one run a task, one dataset of them all.
 
-The recorder sees every step as the environment does, so any SB3 algorithm can be recorded. With the defaults a few minutes
-on two cores: enough to see every part at work, far too little for an agent that learns in context (docs/results.md).
+The recorder sees every step as the environment does, so any SB3 algorithm can be recorded. Some minutes with the
+defaults, which show the way; the agent of so few updates does not learn in context yet.
 """
 
 import argparse

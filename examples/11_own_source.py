@@ -2,7 +2,7 @@
 
 An evolution strategy on linear policies: in every episode each stream of a task tries its own variation, and the mean
 moves towards those that did well. HistoryWriter.append takes whole episodes of every history. 40 s of CPU with the
-defaults, which show the way; the agent of so few updates does not learn in context yet (docs/results.md).
+defaults, which show the way; the agent of so few updates does not learn in context yet.
 """
 
 import argparse
@@ -28,7 +28,7 @@ parser.add_argument("--episodes", type=int, default=10, help="of the evaluation"
 arguments = parser.parse_args()
 
 ENV_ID, HORIZON = "icrl/ReacherGoal-v0", 50
-NAMES = ("observations", "actions", "mean_actions", "rewards", "terminated", "truncated")
+FIELDS = ("observations", "actions", "mean_actions", "rewards", "terminated", "truncated")
 SPREAD, RATE = 0.1, 0.2  # of the variations; how far the mean follows them
 K, S = arguments.tasks, arguments.streams
 tasks = task_split(ENV_ID).train[:K]
@@ -54,13 +54,11 @@ def learn(writer: HistoryWriter) -> None:
         steps = []
         for _ in range(HORIZON):
             features = np.concatenate([observations, np.ones((K * S, 1))], axis=1)[:, None]
-            actions, mean_actions = (
-                np.clip(features @ of, -1, 1)[:, 0].astype(np.float32) for of in (varied, unvaried)
-            )
+            actions, means = (np.clip(features @ of, -1, 1)[:, 0].astype(np.float32) for of in (varied, unvaried))
             following, rewards, terminated, truncated, info = env.step(actions)
-            steps.append((observations, actions, mean_actions, rewards, terminated, truncated))
+            steps.append((observations, actions, means, rewards, terminated, truncated))
             observations = following
-        arrays = {name: np.stack(part, axis=1) for name, part in zip(NAMES, zip(*steps, strict=True), strict=True)}
+        arrays = {name: np.stack(part, axis=1) for name, part in zip(FIELDS, zip(*steps, strict=True), strict=True)}
         writer.append({**arrays, "final_observations": np.stack(info["final_obs"])[:, None]}, {})
         returns = arrays["rewards"].sum(1).reshape(K, S)
         advantage = (returns - returns.mean(1, keepdims=True)) / (returns.std(1, keepdims=True) + 1e-6)

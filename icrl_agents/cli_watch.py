@@ -13,8 +13,10 @@ console = Console()
 
 @dataclass(frozen=True)
 class Watch:
-    """Watch an agent learn, on a web page of your own machine: the live simulation, the return per episode, and controls
-    that move the hidden task or make the agent forget. Ctrl-C ends it."""
+    """Watch an agent learn on a web page of your own machine. Ctrl-C ends it.
+
+    The page shows the live simulation and the return per episode, moves the hidden task and makes the agent forget.
+    """
 
     agent: Positional[str] = "reacher-goal-mamba"
     """Bundled name, directory, or Hub id."""

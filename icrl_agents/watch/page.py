@@ -333,8 +333,8 @@ class _Controls:
         return (np.arange(1.0, len(totals) + 1), totals, np.where(moved, totals, np.nan), *lines)
 
     def _scales(self, episodes: Sequence[Episode]) -> dict[str, Any]:
-        """The plot's ranges, in steps, because every other range makes it anew: uPlot finds none of y where a NaN hides a
-        point, and viser none of x that began with one point."""
+        """The plot's ranges: uPlot finds none of y where a NaN hides a point, and viser none of x that began with one
+        point. They grow in steps, because each other range makes the plot anew."""
         levels = [*self._references.values(), *(episode.total for episode in episodes)] or [0.0]
         low, high = min(levels), max(levels)
         step = 10.0 ** math.floor(math.log10(max(high - low, 1.0)))

@@ -121,7 +121,7 @@ def _half_circle(length: float) -> np.ndarray:
 
 
 def _turned(outline: np.ndarray) -> Mesh:
-    """An outline ``[n, 2]`` of radius and height, lowest first and on the axis at both ends, turned about the z axis."""
+    """An outline ``[n, 2]`` of radius and height, lowest first, both ends on the axis, turned about the z axis."""
     n = len(outline)
     angles = np.arange(SEGMENTS) * (2 * np.pi / SEGMENTS)
     rings = np.empty((n, SEGMENTS, 3))
