@@ -214,7 +214,8 @@ class _Controls:
     def __init__(self, server: "viser.ViserServer", live: LiveSimulation) -> None:
         simulation = live.simulation
         config = simulation.agent.config
-        self._live, self._simulation, gui = live, simulation, server.gui
+        gui: Any = server.gui
+        self._live, self._simulation = live, simulation
         gui.configure_theme(control_width="large", show_logo=False, show_share_button=False)
         gui.main_panel.dock_right()
         self._references = reference_returns(config.env_id, config.split)

@@ -130,6 +130,7 @@ class Simulation:
         self._wished_task: dict[str, Any] | None = None
         self._wished_end = self._wished_forgetting = False
         self._episodes: list[Episode] = []
+        self._observation, self._steps, self._total, self._moved = np.zeros(0), 0, 0.0, False
         agent.reset(seed=seed)
         self._begin_episode(seed=seed)
         self._moved = False
