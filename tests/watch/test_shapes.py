@@ -7,7 +7,7 @@ import gymnasium
 import mujoco
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icrl_agents.envs import MetaEnv, env_ids
@@ -33,6 +33,7 @@ def volume(mesh: Mesh) -> float:
 
 
 @pytest.mark.parametrize("shape", VOLUMES)
+@settings(deadline=None)
 @given(size=st.tuples(LENGTHS, LENGTHS, LENGTHS))
 def test_a_shape_has_the_volume_it_should(shape: mujoco.mjtGeom, size: tuple[float, float, float]) -> None:
     mesh = shape_mesh(shape, np.array(size))
@@ -117,6 +118,7 @@ def test_meshes_materials_and_groups_are_as_mujoco_has_them() -> None:
     assert visible_geoms(model) == [0, 1, 2, 3]
 
 
+@settings(deadline=None)
 @given(st.tuples(*[st.floats(-1, 1)] * 4).filter(lambda q: math.hypot(*q) > 0.1))
 def test_quaternions_turn_as_their_matrices_do(quaternion: tuple[float, ...]) -> None:
     unit = np.array(quaternion) / np.linalg.norm(quaternion)
