@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ENV    ?= reacher-goal
 
-.PHONY: demo test check format soak reproduce clean
+.PHONY: demo test check format soak docs reproduce clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,12 @@ format: $(VENV)/ready
 soak: $(VENV)/ready  ## long runs: fuzz, kill, endurance, a cluster
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray]"
 	$(BIN)/pytest -m soak
+
+docs: $(VENV)/ready  ## the documentation's site, into build/site; a broken link is an error
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	rm -rf $(VENV)/built build
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/built .
+	ICRL_DOCS_PACKAGE=$(VENV)/built $(BIN)/mkdocs build --strict
 
 reproduce: $(VENV)/ready  ## from nothing: collect, train, evaluate the bundled agent of ENV
 	$(BIN)/icrl-agents reproduce $(ENV)

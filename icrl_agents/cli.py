@@ -16,6 +16,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from icrl_agents.cli_data import DATA_COMMANDS, PullData, Regenerate
+from icrl_agents.cli_watch import Watch
 from icrl_agents.errors import IcrlError, InputError
 
 if TYPE_CHECKING:
@@ -520,6 +521,7 @@ class Publish:
 
 COMMANDS = (
     Demo,
+    Watch,
     List,
     Collect,
     Train,

@@ -13,16 +13,18 @@ import gymnasium
 import pytest
 
 from icrl_agents.agent import InContextAgent
-from icrl_agents.envs import MetaEnvDefinition, sample_tasks
+from icrl_agents.envs import MetaEnvDefinition, sample_tasks, task_split
 from icrl_agents.evaluation import rollout
 from icrl_agents.hub import agent_names
 from icrl_agents.training import presets
+from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.on_policy import OnPolicyConfig
 from icrl_agents.training.sources import presets as source_presets
 from icrl_agents.training.sources.ppo import PPOConfig
 
+ENV_ID = "icrl/ReacherGoal-v0"
 ROOT = Path(__file__).parents[1]
-EXAMPLES = sorted((ROOT / "examples").glob("0*.py"))
+EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
 BLOCKS = re.findall(
     r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
 )
@@ -58,7 +60,28 @@ def numbers(pattern: str, text: str) -> list[float]:
 
 
 def test_every_example_has_a_test() -> None:
-    assert [path.name[:2] for path in EXAMPLES] == ["01", "02", "03", "04"]
+    assert [path.name[:2] for path in EXAMPLES] == [f"{number:02d}" for number in range(1, 12)]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_short_and_says_what_it_shows(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 80
+    assert lines[0].startswith('"""')
+
+
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., str]:
+    """Runs an example in this process, which has already imported what it needs, in an empty folder."""
+
+    def of(path: Path, *arguments: object) -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [path.name, *map(str, arguments)])
+        capsys.readouterr()
+        runpy.run_path(str(path), run_name="__main__")
+        return capsys.readouterr().out
+
+    return of
 
 
 def test_drop_into_a_loop(checkpoint: Path, run: Callable[..., str]) -> None:
@@ -111,6 +134,73 @@ def test_distil_your_own_by_the_presets(run: Callable[..., str], tmp_path: Path)
 def test_your_own_meta_env(run: Callable[..., str]) -> None:
     assert "it keeps the contract; random actions return" in run(example("04"))
     assert sum(bool(line.strip()) for line in example("04").read_text(encoding="utf-8").splitlines()) < 60
+
+
+def test_stable_baselines3(checkpoint: Path, run_here: Callable[..., str]) -> None:
+    out = run_here(example("05"), "--agent", checkpoint, "--tasks", 2, "--episodes", 3, "--seed", 1)
+    by_episode = numbers(r"^episode \d: mean return over 2 tasks +(\S+)$", out)
+    assert len(by_episode) == 3
+    (overall,) = numbers(r"^all rows at once, over all episodes: (\S+) ", out)
+    assert overall == pytest.approx(sum(by_episode) / 3, abs=2.0)  # of other initial states
+
+
+def test_compare_backbones(
+    make_agent: Callable[..., InContextAgent], run_here: Callable[..., str], tmp_path: Path
+) -> None:
+    for backbone in ("mamba", "transformer"):
+        make_agent(backbone).save_pretrained(tmp_path / backbone)
+    small = ["--tasks", 3, "--episodes", 2, "--lived", 20, 30]
+    out = run_here(example("06"), "--agents", "mamba", "transformer", *small, "--out", "figure.png")
+    assert "3 unseen tasks" in out
+    for row in ("episodes to 90 %", "episode 1, reward of step 49", "last, goal[1]", "step after 30 steps", "memory"):
+        assert row in out
+    assert re.search(r"tiny-mamba minus tiny-transformer, normalized, paired by task: \{'mean': ", out)
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.soak
+def test_context_length(run_here: Callable[..., str], tmp_path: Path) -> None:
+    small = ["--steps-per-task", 5_000, "--updates", 1, "--contexts", 50, 100, "--tokens", 1_000, "--episodes", 5]
+    out = run_here(example("07"), "--out", "context", *small)
+    assert len(numbers(r"^(?:mamba|transformer) of context \d+: episode 1 returns (\S+),", out)) == 4
+    agent = InContextAgent.from_pretrained(tmp_path / "context/transformer-100")
+    assert agent.config.model.backbone_options["context_length"] == 100
+
+
+def test_demonstrations(checkpoint: Path, run_here: Callable[..., str]) -> None:
+    small = ["--agent", checkpoint, "--tasks", 3, "--expert-episodes", 2, "--demonstrations", 1, "--episodes", 2]
+    out = run_here(example("08"), *small)
+    assert re.search(r"^the expert: episode 1 -\d+\.\d\d; the 1 episodes it shows -", out)
+    assert len(numbers(r"^episode +\d: alone +(\S+), after them +-\d", out)) == 2
+
+
+def test_own_backbone(run: Callable[..., str]) -> None:
+    out = run(example("09"))  # a process of its own: what is registered stays
+    assert "it keeps the contract" in out
+    assert numbers(r"^an episode of a GRU returns (\S+)$", out)[0] < 0
+
+
+def test_sb3_logs(run_here: Callable[..., str], tmp_path: Path) -> None:
+    small = ["--tasks", 2, "--steps", 1_000, "--streams", 2, "--updates", 1, "--episodes", 1]
+    command = (example("10"), "--out", "logs", *small)
+    out = run_here(*command)
+    assert "2 runs recorded; their final policies return -" in out
+    dataset = HistoryDataset(tmp_path / "logs/data")
+    assert [dataset.task(h) for h in range(4)] == [task for task in task_split(ENV_ID).train[:2] for _ in range(2)]
+    assert [len(dataset.history(h).returns) for h in range(4)] == [10] * 4
+    assert dataset.manifest.source == "my PPO"
+    assert len(numbers(r"^the agent on unseen goals: episode 1 returns (\S+), the last", out)) == 1
+    assert run_here(*command).splitlines()[0] == out.splitlines()[0]  # the data is there already
+
+
+def test_own_source(run_here: Callable[..., str], tmp_path: Path) -> None:
+    small = ["--tasks", 2, "--streams", 2, "--source-episodes", 6, "--updates", 1, "--episodes", 1]
+    out = run_here(example("11"), "--out", "own", *small)
+    assert "2 tasks; in its last episodes the source returns -" in out
+    history = HistoryDataset(tmp_path / "own/data").history(3)
+    assert history.actions.shape == history.mean_actions.shape == (300, 2)
+    assert (history.actions != history.mean_actions).any()
+    assert len(numbers(r"^the agent on unseen goals: episode 1 returns (\S+), the last", out)) == 1
 
 
 def test_the_page_for_builders_shows_the_examples_code() -> None:

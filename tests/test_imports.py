@@ -36,9 +36,11 @@ ORDER = (
     "video",
     "evaluation",
     "plots",
+    "watch",
     "testing",
     "training",
     "cli_data",
+    "cli_watch",
     "cli",
 )
 """Each may import what stands before it; envs imports only errors, and anything may import envs."""
