@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import mujoco
 import numpy as np
 import pytest
 
+from icrl_agents.envs import task_split
 from icrl_agents.training.histories import HistoryDataset, HistoryWriter, Manifest
 
 
@@ -18,9 +20,9 @@ def manifest(tasks: int | tuple[dict, ...] = 2, streams: int = 2, **changes) -> 
     """By default it fits icrl/ReacherGoal-v0, with episodes of 5 steps."""
     default = Manifest(
         env_id="icrl/ReacherGoal-v0",
-        mujoco_version="4.0.0",
+        mujoco_version=mujoco.__version__,
         split="paper",
-        split_hash="0123",
+        split_hash=task_split("icrl/ReacherGoal-v0").content_hash,
         subset="train",
         tasks=tasks if isinstance(tasks, tuple) else invented_tasks(tasks),
         streams_per_task=streams,

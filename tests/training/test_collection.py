@@ -217,7 +217,8 @@ def test_specialised_learners_begin_as_the_informed_one(specialised: HistoryData
         special.critic(special._normalized(observations)).flatten(0, 1),
         informed.critic(informed._normalized(told[None]))[0],
     )
-    torch.testing.assert_close(special.std().squeeze(1), informed.std()[0].expand(len(tasks), -1))
+    assert (special.std() == 1).all()
+    assert (informed.std() < 0.9).all()  # the noise begins anew
     with pytest.raises(ConfigError, match="as wide"):
         informed.specialised(PPOConfig(hidden=(9,)), vectors, list(range(len(tasks))), 1)
 
@@ -248,5 +249,5 @@ def test_the_learner_of_one_dataset_is_specialised_in_another(specialised: Histo
         other.learner()
     with pytest.raises(ConfigError, match="specialise from one task-informed"):
         collect(replace(config, task_informed=False), tmp_path / "no", quiet=True)
-    with pytest.raises(ConfigError, match="multiple of the 70"):
+    with pytest.raises(ConfigError, match="as many steps as the informed one's 100, got 70"):
         collect(replace(config, specialise=replace(SPECIAL.ppo, n_steps=70)), tmp_path / "no", quiet=True)

@@ -9,7 +9,7 @@ import pytest
 
 from icrl_agents.envs import env_definition
 from icrl_agents.errors import ConfigError
-from icrl_agents.training.collection import CollectionConfig, collect
+from icrl_agents.training.collection import CollectionConfig, LocalEngine, collect
 from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.regeneration import RegenerationConfig, regenerate
 from icrl_agents.training.sources.policies import SnapshotPolicies
@@ -102,6 +102,6 @@ def test_histories_are_regenerated_from_squashed_policies(dataset: HistoryDatase
 
 def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="PPO learns on the CPU"):
-        collect(replace(SAC, sac=None), tmp_path, device="cuda", quiet=True)
+        collect(replace(SAC, sac=None), tmp_path, engine=LocalEngine("cuda"), quiet=True)
     with pytest.raises(ConfigError, match="less than one shard"):
         collect(replace(SAC, steps_per_task=60), tmp_path, quiet=True)

@@ -45,6 +45,8 @@ class Teachers:
         return 3
     def act(self, observations):
         return np.tanh(observations @ self.weights).astype(np.float32)
+    def act_each(self, tasks, observations):
+        return np.tanh((observations[:, None] @ self.weights[tasks])[:, 0]).astype(np.float32)
 
 def child(name, config, rank, count, port, at_update):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1",

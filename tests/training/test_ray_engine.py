@@ -25,6 +25,7 @@ from icrl_agents.training import ray_engine
 from icrl_agents.training.collection import CollectionConfig, Source, collect, collection_manifest
 from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.ray_engine import RayEngine, open_engine, state_of
+from icrl_agents.training.sources.on_policy import OnPolicySource
 from icrl_agents.training.sources.ppo import PPOConfig
 from icrl_agents.training.sources.presets import run_collection
 
@@ -136,13 +137,15 @@ def test_the_parts_are_the_dataset_of_one_process(
 
 def test_learners_begin_with_the_same_bits_in_any_part() -> None:
     manifest = collection_manifest(TINY)
-    whole = Source(TINY, manifest).state()
+    whole = Source(TINY, manifest)._learners
+    assert isinstance(whole, OnPolicySource)
     for part in (range(4), range(6, 7)):
-        own = Source(TINY, manifest, part=part, num_threads=1)
-        for name, array in state_of({n: np.asarray(a) for n, a in whole.items()}, part, TASKS).items():
+        own = Source(TINY, manifest, part=part, num_threads=1)._learners
+        assert isinstance(own, OnPolicySource)
+        for name, array in state_of({n: np.asarray(a) for n, a in whole.state().items()}, part, TASKS).items():
             np.testing.assert_array_equal(np.asarray(own.state()[name]), array, err_msg=name)
         noise = own.learner.exploration_noise().numpy()
-        np.testing.assert_array_equal(noise, Source(TINY, manifest).learner.exploration_noise()[:, part].numpy())
+        np.testing.assert_array_equal(noise, whole.learner.exploration_noise()[:, part].numpy())
 
 
 @given(st.integers(1, 12), st.integers(1, 3), st.data())
@@ -211,7 +214,7 @@ def test_what_cannot_be_divided_is_refused_before_anything_is_written(inline: In
         collect(TINY, tmp_path / "out", engine=RayEngine(shards=11), quiet=True)
     with pytest.raises(ConfigError, match="at least 1, got 0"):
         RayEngine(shards=0)
-    with pytest.raises(ConfigError, match="sb3-ppo is one learner"):
+    with pytest.raises(ConfigError, match="sb3-ppo learns in processes of one machine"):
         run_collection("icrl/ReacherGoal-v0", tmp_path / "out", source="sb3-ppo", engine=RayEngine(), quiet=True)
     with (
         pytest.raises(ConfigError, match=r"--address and --shards say .* add --engine ray"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from icrl_agents.agent import InContextAgent
-from icrl_agents.envs import env_definition, env_ids
+from icrl_agents.envs import env_definition, env_ids, task_split
 from icrl_agents.envs.markers import TARGET
 from icrl_agents.errors import ConfigError, TaskError
 from icrl_agents.evaluation import rollout
@@ -44,6 +44,7 @@ def agent_for(env_id: str, make_agent: Callable[..., InContextAgent]) -> InConte
         action_low=tuple(space.low.tolist()),
         action_high=tuple(space.high.tolist()),
         episode_steps=env.spec.max_episode_steps,
+        split_hash=task_split(env_id).content_hash,
     )
     return InContextAgent(agent.model, config)
 

@@ -122,7 +122,8 @@ class TaskParallelPPO:
         They agree where a task has several solutions, as independent learners do not, and each improves on its own.
 
         Args:
-            config: of their learning; the networks have to be as wide as here, the noise begins where it is here.
+            config: of their learning; the networks have to be as wide as here. The noise begins anew: with the little
+                that this learner has left, a task it is poor at stays so.
             task_vectors: ``[K, k]``, what this learner saw of the tasks; what they add becomes part of a bias.
             seeds: one a new learner.
             iterations: roll-outs that follow.
@@ -145,7 +146,6 @@ class TaskParallelPPO:
                 for old, parameter in zip(ours.parameters, theirs.parameters, strict=True):
                     parameter.copy_(old[:, :inputs] if old is ours.weights[0] else old)
                 theirs.biases[0].add_((seen @ ours.weights[0][0, inputs:])[:, None])
-            new.log_std.copy_(self.log_std)
         for name in ("observation_moments", "return_moments"):
             ours, theirs = getattr(self, name), getattr(new, name)
             kept = slice(0, theirs.mean.shape[1])

@@ -22,8 +22,8 @@ from icrl_agents.training.sources.paper import (
 from icrl_agents.training.sources.ppo import PPOConfig
 from icrl_agents.training.sources.sac import DroQConfig, SACConfig
 
-_SPECIALISED = PPOConfig(learning_rate=3e-4, hidden=(256, 256))
-"""For learners that begin from an informed one, with the little noise that it has left: small steps."""
+_SPECIALISED = PPOConfig(log_std_init=-2.0, hidden=(256, 256))
+"""For learners that begin from an informed one: less noise than at the start, more than it has left."""
 
 _RUNNING_PPO = PPOConfig(n_steps=200, n_minibatches=32, learning_rate=5e-4, gamma=0.99, log_std_init=-0.5)
 """For the two that run: what pays comes later than in a reach."""
@@ -85,7 +85,8 @@ _TASK_INFORMED: Mapping[str, CollectionConfig] = {
         streams=2,
         task_informed=True,
         ppo=PPOConfig(n_minibatches=16, hidden=(256, 256)),
-        specialise=_SPECIALISED,
+        specialise_steps_per_task=30_000,
+        specialise=replace(_SPECIALISED, n_minibatches=2),
     ),
     "icrl/PusherGoal-v0": CollectionConfig(
         "icrl/PusherGoal-v0",
