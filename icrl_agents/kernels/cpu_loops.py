@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 
 LANES = 64
 """Channels of one piece: four AVX-512 registers, eight AVX2 ones."""
-SPAN = 8
+SPAN = 16
 """Steps between saved states: what the backward pass recomputes of them stays in the second-level cache."""
 
 FLAGS = {"contract", "nsz"}  # not nnan: a weight that is not a number has to show

@@ -43,6 +43,8 @@ TILE = 4
 """Rows of a batch that are multiplied at once, so that a weight is read and converted once for all of them."""
 VECTOR = 16  # floats that one LLVM value holds; on narrower machines it becomes several registers
 PATIENCE = 1000  # reads of a counter before a waiting thread gives its core to others
+AHEAD = 64  # rows of ``LANES`` weights that are asked for before their turn: until a stream runs, memory idles
+LINE = 16  # floats of a cache line
 READY, TAKEN = 0, 16  # places in the counters: phases completed; pieces taken of each phase, then pieces done
 
 _float, _int32, _int64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
@@ -187,6 +189,34 @@ def pointer_to(typing_context: Any, array: Any) -> Any:
     return types.CPointer(array.dtype)(array), emit
 
 
+@intrinsic
+def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache line of ``array[index]``, a flat place in a contiguous array."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = ir.IntType(8).as_pointer()
+        place = builder.gep(context.make_array(signature.args[0])(context, builder, arguments[0]).data, [arguments[1]])
+        function = builder.module.declare_intrinsic(
+            "llvm.prefetch", [pointer], ir.FunctionType(ir.VoidType(), [pointer, _int32, _int32, _int32])
+        )
+        read, keep, of_data = (ir.Constant(_int32, value) for value in (0, 3, 1))
+        builder.call(function, [builder.bitcast(place, pointer), read, keep, of_data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), emit
+
+
+@loop
+def prefetch_lanes(array, start, stride, rows):
+    """Ask for ``LANES`` floats from ``start`` on, and so for ``rows`` rows that are ``stride`` apart.
+
+    The hardware guesses only where a long stream goes on.
+    """
+    for r in range(rows):
+        for e in range(0, LANES, LINE):
+            prefetch(array, start + r * stride + e)
+
+
 @loop
 def multiply(x, stride, weights, start, count, scale, out):
     """Rows of ``count`` inputs, ``stride`` apart, times one panel times its scales ``[LANES]``: ``[rows, LANES]``."""
@@ -234,7 +264,7 @@ def scan_tile(dt, u, gate, projected, rank, bias, A2, skip, state, low, width, r
 
     B and C of a row are ``projected[b]`` from ``rank`` on; ``gate`` had its silu.
     """
-    states = A2.shape[0]
+    states, start = A2.shape[0], np.uintp(low)
     for b in range(dt.shape[0]):
         for e in range(LANES):
             v = dt[b, e] + bias[e]
@@ -245,12 +275,18 @@ def scan_tile(dt, u, gate, projected, rank, bias, A2, skip, state, low, width, r
             y[e] = skip[e] * u[b, e]
         for n in range(states):
             inward, outward = projected[b, rank + n], projected[b, rank + states + n]
-            load(state[b], n, low, width, row, 0)
-            for e in range(LANES):
-                h = exp2(dt[b, e] * A2[n, e]) * row[0, e] + dtx[e] * inward
-                row[0, e] = h
-                y[e] += outward * h
-            store(row, 0, state[b], n, low, width)
+            if width == LANES:  # in place: a row's way to scratch and back would take longer than all else here
+                for e in range(LANES):
+                    h = exp2(dt[b, e] * A2[n, e]) * state[b, n, start + np.uintp(e)] + dtx[e] * inward
+                    state[b, n, start + np.uintp(e)] = h
+                    y[e] += outward * h
+            else:
+                load(state[b], n, low, width, row, 0)
+                for e in range(LANES):
+                    h = exp2(dt[b, e] * A2[n, e]) * row[0, e] + dtx[e] * inward
+                    row[0, e] = h
+                    y[e] += outward * h
+                store(row, 0, state[b], n, low, width)
         for e in range(LANES):
             dt[b, e] = y[e] * gate[b, e]
 
@@ -280,6 +316,8 @@ def into_channels(block, channels, width, normed, into, scale, rows, taps, row, 
     """The piece of ``block`` of a layer's first phase; row and out are scratch of ``LANES``."""
     size, low = normed.shape[1], block * LANES
     here = min(LANES, channels - low)
+    prefetch_lanes(taps, low, channels, taps.shape[0] * taps.shape[1])
+    prefetch_lanes(rows, 0, LANES, width + 1)
     multiply(normed, size, into, 0, size, scale, u)
     multiply(normed, size, into, size * LANES, size, scale[LANES:], gate)
     silu_tile(gate)
@@ -296,6 +334,9 @@ def out_of_channels(block, channels, width, rank, projected, out, scale, rows, s
     here = min(LANES, channels - low)
     step = width + 1  # in rows: kernel, its bias, dt_proj, its bias, A, D
     decay = step + rank + 1
+    prefetch_lanes(rows, decay * LANES, LANES, states + 1)
+    prefetch_lanes(state, low, channels, state.shape[0] * states)
+    prefetch_lanes(out, 0, LANES, AHEAD)
     multiply(projected, projected.shape[1], rows, step * LANES, rank, rows[0], dt)
     scan_tile(
         dt, u, gate, projected, rank, rows[decay - 1], rows[decay : decay + states], rows[decay + states],
@@ -303,6 +344,16 @@ def out_of_channels(block, channels, width, rank, projected, out, scale, rows, s
     )  # fmt: skip
     for panel in range(shares.shape[0]):
         multiply(dt, LANES, out, panel * LANES * LANES, LANES, scale[panel * LANES :], shares[panel])
+
+
+@loop
+def prefetch_piece(phase, block, into, rows, width, rank):
+    """Ask for what a piece begins with."""
+    layer = (phase - 1) // 2
+    if phase % 2:
+        prefetch_lanes(into[layer, block], 0, LANES, AHEAD)
+    else:
+        prefetch_lanes(rows[layer, block], (width + 1) * LANES, LANES, rank + 1)
 
 
 @loop
@@ -383,6 +434,11 @@ def stack_step(
             block = fetch_add(counters, TAKEN + phase, 1)
             if block >= pieces:
                 break
+            following = read(counters, TAKEN + phase)
+            if phase and following < pieces:
+                prefetch_piece(phase, following, into, rows, width, rank)
+            elif phase + 1 < phases:
+                prefetch_piece(phase + 1, 0, into, rows, width, rank)
             if phase == 0:
                 h[:] = ZERO
                 h[:, :size] = x
