@@ -56,7 +56,7 @@ def test_histories_prints_plots_and_finds_damage(collected: Path, run, refused, 
     first = HistoryDataset(collected).task(0)["goal"]
     assert f"goal {first[0]:.3g} {first[1]:.3g}" in printed
     assert "mean over tasks" in printed
-    assert "20 histories of 100 steps, 2 a task; 2 policy snapshots; complete" in printed
+    assert "20 histories of 100 steps, 2 a task; 40 episodes; 2 policy snapshots; complete" in printed
     assert "all as written" in printed
     assert Path("out/histories.png").is_file()
     assert "no dataset of learning histories" in refused("histories", tmp_path)

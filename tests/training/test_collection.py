@@ -249,5 +249,5 @@ def test_the_learner_of_one_dataset_is_specialised_in_another(specialised: Histo
         other.learner()
     with pytest.raises(ConfigError, match="specialise from one task-informed"):
         collect(replace(config, task_informed=False), tmp_path / "no", quiet=True)
-    with pytest.raises(ConfigError, match="as many steps as the informed one's 100, got 70"):
+    with pytest.raises(ConfigError, match="as many steps as the informed one's 50, got 70"):
         collect(replace(config, specialise=replace(SPECIAL.ppo, n_steps=70)), tmp_path / "no", quiet=True)
