@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
+import numpy as np
 import pytest
 
 from icrl_agents.agent import InContextAgent
 from icrl_agents.envs import MetaEnvDefinition, sample_tasks, task_split
-from icrl_agents.evaluation import rollout
-from icrl_agents.hub import agent_names
+from icrl_agents.evaluation import EvalResult, rollout
+from icrl_agents.hub import agent_names, packaged
 from icrl_agents.training import presets
 from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.on_policy import OnPolicyConfig
@@ -231,3 +232,13 @@ def test_readme(block: str, run: Callable[..., str]) -> None:
 def test_benchmarks_run(name: str, run: Callable[..., str]) -> None:
     out = run(ROOT / "examples/benchmarks" / f"{name}.py", "--quick")
     assert re.search(r"^mamba2 .*\d", out, re.MULTILINE)
+
+
+def test_results_are_redrawn_from_the_raw_ones(run_here: Callable[..., str], tmp_path: Path) -> None:
+    out = run_here(Path(__file__).parents[1] / "examples" / "results.py", "--out", tmp_path / "figures")
+    for name in ("reacher-goal.png", "reacher-goal-by-task.png"):
+        assert (tmp_path / "figures" / name).read_bytes().startswith(b"\x89PNG")
+    raw = EvalResult.load(packaged() / "reacher-goal-mamba" / "evaluation.json")
+    row = next(line for line in out.splitlines() if line.startswith("| `reacher-goal-mamba`"))
+    assert f"{np.asarray(raw.returns)[:, -5:].mean():.2f} [" in row
+    assert "reacher-goal-mamba minus reacher-goal-transformer" in out

@@ -1,0 +1,64 @@
+"""Redraw every figure and table of the pretrained agents from the raw results beside their checkpoints, in seconds.
+
+For each environment: the return per episode (the paper's Figure 1) and the reward inside the first episode; the
+normalized return of the last episodes task by task; the rows of README's table; the paired difference of the agents.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from icrl_agents.envs import env_definition, short_name
+from icrl_agents.evaluation import LAST_EPISODES, EvalResult, paired_difference
+from icrl_agents.hub import packaged
+from icrl_agents.plots import plot_results
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--checkpoints", type=Path, default=packaged(), help="folder of folders with an evaluation.json")
+parser.add_argument("--out", type=Path, default=Path("docs/images"))
+arguments = parser.parse_args()
+
+
+def with_interval(value: dict[str, float], digits: int = 2) -> str:
+    return f"{value['mean']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
+
+
+def by_task(results: list[EvalResult], path: Path) -> None:
+    """The last episodes' normalized return, 0 blind and 1 the oracle, against each number of the task."""
+    definition = env_definition(results[0].env_id)
+    numbers = np.stack([definition.task_numbers(task) for task in results[0].tasks])  # [N, m]
+    labels = [f"{key}[{i}]" if size > 1 else key for key, size in definition.task_keys.items() for i in range(size)]
+    figure = Figure(figsize=(4 * len(labels), 3.4), layout="constrained", dpi=130)
+    panels = figure.subplots(1, len(labels), squeeze=False)[0]
+    for panel, label, column in zip(panels, labels, numbers.T, strict=True):
+        for result in results:
+            last = np.asarray(result.normalized)[:, -LAST_EPISODES:].mean(1)
+            panel.plot(column, last, "o", alpha=0.7, label=result.agent)
+        panel.axhline(1, color="#555555", ls="--", lw=1)
+        panel.axhline(0, color="#555555", ls="-.", lw=1)
+        panel.set(xlabel=label, ylabel="normalized return, last episodes")
+    panels[0].legend(fontsize=8)
+    figure.savefig(path)
+
+
+found = [EvalResult.load(path) for path in sorted(arguments.checkpoints.glob("*/evaluation.json"))]
+arguments.out.mkdir(parents=True, exist_ok=True)
+for env_id in dict.fromkeys(result.env_id for result in found):
+    results = [result for result in found if result.env_id == env_id]
+    name = short_name(env_id)
+    print("picture:", plot_results(results, arguments.out / f"{name}.png"))
+    by_task(results, arguments.out / f"{name}-by-task.png")
+    for result in results:
+        s = result.summary
+        cells = [f"`{result.agent}`", with_interval(s["first_return"]), with_interval(s["final_return"])]
+        cells += [with_interval(s[key]) for key in ("final_normalized_of_means", "final_normalized")]
+        print("| " + " | ".join([*cells, f"{s['final_normalized']['iqm']:.2f}"]) + " |")
+        swapped = result.controls.get("swapped_rewards")
+        if swapped:
+            print(f"  swapped rewards: nearer to the rewarded task in {swapped['nearer_to_rewarded']:.0%}")
+        print(f"  episodes until 90 % of its gain: {s['episodes_to_90_percent_of_gain']}")
+    for other in results[1:]:
+        difference = paired_difference(results[0], other)
+        print(f"{results[0].agent} minus {other.agent}, paired by task: {with_interval(difference, 3)}")
