@@ -78,24 +78,24 @@ _ON_POLICY: dict[tuple[str, str], Mapping[str, Any]] = {
         "batch_size": 32,
         "val_episodes": 40,
     },
-    # Lives of up to 40 episodes, cut into rounds of 10 or 5.
+    # Lives of up to 60 episodes, cut into rounds of 10 or 5.
     (_PUSHER_GOAL, "laptop"): {
         **_ON_POLICY_LAPTOP,
-        "on_policy": OnPolicyConfig(short_episodes=4, short_fraction=0.3, life_rounds=4),
+        "on_policy": OnPolicyConfig(short_episodes=4, short_fraction=0.3, life_rounds=6),
         "episodes": 10,
         "updates": 1000,
         "batch_size": 16,
     },
     (_HALF_CHEETAH_VEL, "laptop"): {
         **_ON_POLICY_LAPTOP,
-        "on_policy": OnPolicyConfig(rows_per_task=6, short_episodes=2, short_fraction=0.3, life_rounds=8),
+        "on_policy": OnPolicyConfig(rows_per_task=6, short_episodes=2, short_fraction=0.3, life_rounds=12),
         "episodes": 5,
         "updates": 1000,
         "batch_size": 16,
     },
     (_ANT_DIR, "laptop"): {
         **_ON_POLICY_LAPTOP,
-        "on_policy": OnPolicyConfig(short_episodes=2, short_fraction=0.3, life_rounds=8),
+        "on_policy": OnPolicyConfig(short_episodes=2, short_fraction=0.3, life_rounds=12),
         "episodes": 5,
         "updates": 1000,
         "batch_size": 16,
