@@ -1,8 +1,9 @@
 """Time of one inference step of a Mamba: packed precisions, the best matrix-vector product over the same bytes, peers.
 
 Contenders take turns, so that a busy machine slows all of them; the table has each one's best and median time and the
-ratio of best times to the packed float32 step. Peers: see rivals.py. ``OMP_NUM_THREADS=1`` gives the times on one
-thread, which depend less on what else runs.
+ratio of both to the packed float32 step. Before each turn there is a pause, because OpenMP's threads go on spinning for
+some milliseconds on the cores that the next contender needs, and then a step that nobody times. Peers: see rivals.py.
+``OMP_NUM_THREADS=1`` gives the times on one thread, which depend less on what else runs.
 """
 
 import argparse
@@ -29,6 +30,7 @@ parser.add_argument("--agent", default="reacher-goal-mamba", help="whose action 
 arguments = parser.parse_args()
 if arguments.peers:
     sys.path.append(arguments.peers)
+PAUSE = 0.05  # seconds
 PRECISIONS = ("float32", "bfloat16", "int8")
 
 torch.manual_seed(0)
@@ -124,12 +126,15 @@ with torch.inference_mode():
         microseconds(step, 3)
     for _ in range(arguments.rounds):
         for name, step in contenders.items():
+            time.sleep(PAUSE)
+            microseconds(step, 1)
             times[name] += microseconds(step, 5)
-    ours = min(times["packed float32"])
+    best, median = min(times["packed float32"]), np.median(times["packed float32"])
     print(f"{weights / 1e6:.2f} M weights, batch {arguments.batch}, {torch.get_num_threads()} threads")
-    print(f"{'':34} {'best us':>9} {'median us':>9} {'ratio':>6}")
+    print(f"{'':34} {'best us':>9} {'ratio':>6} {'median us':>9} {'ratio':>6}")
     for name, taken in times.items():
-        print(f"{name:34} {min(taken):9.1f} {np.median(taken):9.1f} {min(taken) / ours:6.2f}")
+        least, usual = min(taken), np.median(taken)
+        print(f"{name:34} {least:9.1f} {least / best:6.2f} {usual:9.1f} {usual / median:6.2f}")
     if agent is not None:
         for precision in PRECISIONS[1:]:
             error = action_error(agent, precision)
