@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from tyro.conf import Positional
 
 from icrl_agents.cli_data import DATA_COMMANDS, PullData, Regenerate
@@ -111,7 +111,8 @@ class List:
         from icrl_agents.hub import bundled_agents
         from icrl_agents.kernels import available_kernels
 
-        table = Table("agent", "environment", "backbone", "parameters", "final normalized return")
+        name = Column("agent", no_wrap=True)  # to be copied
+        table = Table(name, "environment", "backbone", "parameters", "normalized return")
         for row in bundled_agents():
             table.add_row(*row)
         console.print(table)

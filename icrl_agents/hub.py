@@ -37,6 +37,7 @@ from icrl_agents.errors import CheckpointError, ConfigError, IcrlError, InputErr
 from icrl_agents.model import InContextModel
 from icrl_agents.model_card import model_card, quoted
 
+STATISTICS = ("token_mean", "token_std")  # saved with the weights, but no parameters
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
@@ -266,7 +267,8 @@ def _summary(name: str, entry: IndexEntry) -> AgentSummary:
         return AgentSummary(name, f"on the Hub: {entry.repo}", "-", "-", "-")
     directory = packaged() / entry.bundled
     config = load_json(AgentConfig, directory / CONFIG_FILE)
-    parameters = sum(math.prod(shape) for shape, _ in _header(directory / WEIGHTS_FILE).values())
+    weights = _header(directory / WEIGHTS_FILE)
+    parameters = sum(math.prod(shape) for name, (shape, _) in weights.items() if name not in STATISTICS)
     summary = (_read_json(directory / EVALUATION_FILE) or {}).get("summary") or {}
     final = quoted(summary["final_normalized"]) if "final_normalized" in summary else "-"
     return AgentSummary(name, config.env_id, config.model.backbone, f"{parameters:,}", final)

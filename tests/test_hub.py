@@ -428,7 +428,7 @@ def test_a_wrong_index_entry_is_refused(entry):
 def test_summaries_of_the_bundled_agents(packaged, make_agent):
     agent = make_agent()
     hub.save_checkpoint(packaged / "mine-v1", agent.model, agent.config, evaluation=EVALUATION)
-    parameters = f"{sum(t.numel() for t in agent.model.state_dict().values()):,}"
+    parameters = f"{sum(t.numel() for t in agent.model.parameters()):,}"
     assert hub.bundled_agents() == [
         ("mine", "icrl/ReacherGoal-v0", "mamba", parameters, "0.50 [0.25, 0.75]"),
         ("theirs", "on the Hub: org/theirs", "-", "-", "-"),
