@@ -111,10 +111,11 @@ class List:
         from icrl_agents.hub import bundled_agents
         from icrl_agents.kernels import available_kernels
 
-        name = Column("agent", no_wrap=True)  # to be copied
-        table = Table(name, "environment", "backbone", "parameters", "normalized return")
-        for row in bundled_agents():
-            table.add_row(*row)
+        name, final = (Column(title, no_wrap=True) for title in ("agent", "normalized return"))  # to be copied
+        table = Table(name, "backbone", "parameters", final)
+        for agent in bundled_agents():
+            where = agent.env_id if agent.backbone == "-" else agent.backbone  # "on the Hub: ..."
+            table.add_row(agent.name, where, agent.parameters, agent.final_normalized)
         console.print(table)
         console.print("environments: " + ", ".join(f"{short_name(env_id)} ({env_id})" for env_id in env_ids()))
         console.print("backbones: " + ", ".join(backbone_names()))
