@@ -16,6 +16,7 @@ import numpy as np
 from conftest import BACKBONES, tiny_agent
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.errors import HypothesisWarning
 
 from icrl_agents.agent import InContextAgent
 from icrl_agents.errors import IcrlError, ProvenanceWarning
@@ -168,6 +169,7 @@ def try_state(agent, content):
 def main(cases):
     warnings.simplefilter("error")
     warnings.simplefilter("ignore", ProvenanceWarning)
+    warnings.simplefilter("ignore", HypothesisWarning)  # of its own, that what it prints of an example is long
     originals = make_originals()
     agents = {}
     for name, (files, state) in originals.items():
