@@ -13,16 +13,13 @@ from matplotlib.figure import Figure
 from icrl_agents.envs import env_definition, short_name
 from icrl_agents.evaluation import LAST_EPISODES, EvalResult, paired_difference
 from icrl_agents.hub import packaged
+from icrl_agents.model_card import quoted
 from icrl_agents.plots import plot_results
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--checkpoints", type=Path, default=packaged(), help="folder of folders with an evaluation.json")
 parser.add_argument("--out", type=Path, default=Path("docs/images"))
 arguments = parser.parse_args()
-
-
-def with_interval(value: dict[str, float], digits: int = 2) -> str:
-    return f"{value['mean']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
 
 
 def by_task(results: list[EvalResult], path: Path) -> None:
@@ -52,8 +49,8 @@ for env_id in dict.fromkeys(result.env_id for result in found):
     by_task(results, arguments.out / f"{name}-by-task.png")
     for result in results:
         s = result.summary
-        cells = [f"`{result.agent}`", with_interval(s["first_return"]), with_interval(s["final_return"])]
-        cells += [with_interval(s[key]) for key in ("final_normalized_of_means", "final_normalized")]
+        cells = [f"`{result.agent}`", quoted(s["first_return"]), quoted(s["final_return"])]
+        cells += [quoted(s[key]) for key in ("final_normalized_of_means", "final_normalized")]
         print("| " + " | ".join([*cells, f"{s['final_normalized']['iqm']:.2f}"]) + " |")
         swapped = result.controls.get("swapped_rewards")
         if swapped:
@@ -61,4 +58,4 @@ for env_id in dict.fromkeys(result.env_id for result in found):
         print(f"  episodes until 90 % of its gain: {s['episodes_to_90_percent_of_gain']}")
     for other in results[1:]:
         difference = paired_difference(results[0], other)
-        print(f"{results[0].agent} minus {other.agent}, paired by task: {with_interval(difference, 3)}")
+        print(f"{results[0].agent} minus {other.agent}, paired by task: {quoted(difference, 3)}")

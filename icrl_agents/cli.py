@@ -319,6 +319,7 @@ class Compare:
         """Evaluate what is not a result yet, and show all beside each other."""
         from icrl_agents.agent import InContextAgent
         from icrl_agents.evaluation import EvalResult, evaluate, paired_difference
+        from icrl_agents.model_card import quoted
         from icrl_agents.plots import plot_results
 
         if not self.agents:
@@ -345,12 +346,12 @@ class Compare:
         )
         for result in results:
             final = result.summary["final_normalized"]
-            difference = "" if result is results[0] else _with_interval(paired_difference(result, results[0]))
+            difference = "" if result is results[0] else quoted(paired_difference(result, results[0]))
             table.add_row(
                 result.agent,
-                _with_interval(result.summary["first_return"]),
-                _with_interval(result.summary["final_return"]),
-                _with_interval(final),
+                quoted(result.summary["first_return"]),
+                quoted(result.summary["final_return"]),
+                quoted(final),
                 f"{final['iqm']:.2f}",
                 difference,
             )
@@ -591,22 +592,19 @@ def _print_curve(result: "EvalResult") -> None:
 
 
 def _print_summary(result: "EvalResult") -> None:
+    from icrl_agents.model_card import quoted
+
     for name, value in result.summary.items():
-        console.print(f"{name}: {_with_interval(value) if isinstance(value, dict) else value}")
+        console.print(f"{name}: {quoted(value) if isinstance(value, dict) else value}")
     reset = result.controls.get("reset_each_episode")
     if reset:
-        console.print(f"control, forgetting at every episode: {_with_interval(reset['final_normalized'])}")
+        console.print(f"control, forgetting at every episode: {quoted(reset['final_normalized'])}")
     swapped = result.controls.get("swapped_rewards")
     if swapped:
         console.print(
             f"control, rewards of another task: nearer to the rewarded task in {swapped['nearer_to_rewarded']:.0%}, "
-            f"error {_with_interval(swapped['error_to_rewarded'])} against {_with_interval(swapped['error_to_own'])}"
+            f"error {quoted(swapped['error_to_rewarded'])} against {quoted(swapped['error_to_own'])}"
         )
-
-
-def _with_interval(value: dict[str, float]) -> str:
-    bounds = f" [{value['low']:.2f}, {value['high']:.2f}]" if "low" in value else ""
-    return f"{value['mean']:.2f}{bounds}"
 
 
 if __name__ == "__main__":

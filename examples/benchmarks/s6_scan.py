@@ -3,9 +3,8 @@
 All take turns in one run on the same arguments; the table has best and median times and ratios to the best. The
 reference runs forward only and in few turns: it is slow. Between two turns there is a pause, because OpenMP's threads
 go on spinning for some milliseconds on the cores that the next contender needs, and then a call that nobody times, as
-training does not pause either. The C version is compiled here by gcc
-where it is installed: vectorised over channels by ``-O3 -ffast-math`` with the C library's ``expf``, one thread for
-each part of the batch, forward only.
+training does not pause either. The C version is compiled here by gcc where it is installed: vectorised over channels
+by ``-O3 -ffast-math`` with the C library's ``expf``, one thread for each part of the batch, forward only.
 """
 
 import argparse
