@@ -17,7 +17,7 @@ from icrl_agents.backbones.fused_steps import fused_steps
 from icrl_agents.errors import ConfigError, InputError
 from icrl_agents.kernels import cpu_step
 from icrl_agents.kernels.cpu_step import LANES, LOG2_E, TAKEN
-from icrl_agents.kernels.threads import run_together
+from icrl_agents.kernels.threads import run_pieces
 
 if TYPE_CHECKING:
     from icrl_agents.backbones.mamba import BlockCarry, Mamba, S6Block
@@ -106,9 +106,10 @@ class PackedMamba:
             return y, carry
         # a gradient that still needs what is overwritten now says so instead of being wrong
         increment_version([leaf for leaf in leaves if not leaf.is_inference()])
-        run_together(
+        run_pieces(
             cpu_step.stack_step,
             1 if batch * self._products <= ALONE else self._shape[0],
+            batch * self._products,
             x.detach().contiguous().numpy(),
             y.numpy(),
             self._eps,
@@ -117,7 +118,6 @@ class PackedMamba:
             np.array(list(map(Tensor.data_ptr, leaves)), np.int64).reshape(-1, 2),
             np.empty(cpu_step.scratch_floats(batch, size, *self._shape), np.float32),
             np.zeros(TAKEN + 2 * (2 * len(carry) + 1), np.int64),
-            keep=leaves,
         )
         return y, carry
 

@@ -17,6 +17,8 @@ from numba import float32, njit
 from numba.core.compiler import Compiler
 from numba.extending import intrinsic
 
+from icrl_agents.kernels.cpu_team import for_team, on_team
+
 LANES = 64
 """Channels of one piece: four AVX-512 registers, eight AVX2 ones."""
 SPAN = 16
@@ -499,3 +501,45 @@ def conv_backward(first, last, x, kernel, bias, taps, forget, dy, dx, dkernel, d
                 for e in range(channels):
                     drow[e] += tap[e] * dpre[e]
                     dtap[e] += row[e] * dpre[e]
+
+
+@for_team(scan_forward)
+@loop
+def scan_forward_on_team(threads, pieces, grain, *arguments):
+    """:func:`scan_forward` on PyTorch's threads."""
+    return on_team(scan_forward, threads, pieces, grain, arguments)
+
+
+@for_team(scan_backward)
+@loop
+def scan_backward_on_team(threads, pieces, grain, *arguments):
+    """:func:`scan_backward` on PyTorch's threads."""
+    return on_team(scan_backward, threads, pieces, grain, arguments)
+
+
+@for_team(scan_step)
+@loop
+def scan_step_on_team(threads, pieces, grain, *arguments):
+    """:func:`scan_step` on PyTorch's threads."""
+    return on_team(scan_step, threads, pieces, grain, arguments)
+
+
+@for_team(conv_step)
+@loop
+def conv_step_on_team(threads, pieces, grain, *arguments):
+    """:func:`conv_step` on PyTorch's threads."""
+    return on_team(conv_step, threads, pieces, grain, arguments)
+
+
+@for_team(conv_forward)
+@loop
+def conv_forward_on_team(threads, pieces, grain, *arguments):
+    """:func:`conv_forward` on PyTorch's threads."""
+    return on_team(conv_forward, threads, pieces, grain, arguments)
+
+
+@for_team(conv_backward)
+@loop
+def conv_backward_on_team(threads, pieces, grain, *arguments):
+    """:func:`conv_backward` on PyTorch's threads."""
+    return on_team(conv_backward, threads, pieces, grain, arguments)

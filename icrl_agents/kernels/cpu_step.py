@@ -38,94 +38,18 @@ from icrl_agents.kernels.cpu_loops import (
     sigmoid,
     store,
 )
+from icrl_agents.kernels.cpu_product import product
+from icrl_agents.kernels.cpu_team import for_team, on_team
 
 TILE = 4
 """Rows of a batch that are multiplied at once, so that a weight is read and converted once for all of them."""
-VECTOR = 16  # floats that one LLVM value holds; on narrower machines it becomes several registers
 PATIENCE = 1000  # reads of a counter before a waiting thread gives its core to others
 AHEAD = 64  # rows of ``LANES`` weights that are asked for before their turn: until a stream runs, memory idles
 LINE = 16  # floats of a cache line
+_int32 = ir.IntType(32)
 READY, TAKEN = 0, 16  # places in the counters: phases completed; pieces taken of each phase, then pieces done
 
-_float, _int32, _int64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-_floats, _int32s = ir.VectorType(_float, VECTOR), ir.VectorType(_int32, VECTOR)
-_STORED = {  # how a weight is stored: LLVM's type and bytes
-    types.float32: (_float, 4),
-    types.uint16: (ir.IntType(16), 2),  # bfloat16: the upper half of a float32
-    types.int8: (ir.IntType(8), 1),
-}
-
-
-def _widen(builder: Any, weights: Any, kind: Any) -> Any:
-    """Stored weights as floats."""
-    if kind == types.uint16:
-        upper = builder.shl(builder.zext(weights, _int32s), ir.Constant(_int32s, [16] * VECTOR))
-        return builder.bitcast(upper, _floats)
-    if kind == types.int8:
-        return builder.sitofp(builder.sext(weights, _int32s), _floats)
-    return weights
-
-
-def _product(rows: int) -> Any:
-    """The intrinsic that multiplies ``rows`` rows with one panel; plain loops keep the sums in memory."""
-
-    @intrinsic
-    def product(
-        typing_context: Any, x: Any, at: Any, stride: Any, weights: Any, start: Any, count: Any, out: Any, to: Any
-    ) -> Any:
-        """out[to + r LANES + e] = sum over k < count of x[at + r stride + k] weights[start + k LANES + e]; flat places
-        in contiguous arrays; count at least 1."""
-        stored, size = _STORED[weights.dtype]
-        vectors = range(LANES // VECTOR)
-
-        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            def place(i: int, index: Any) -> Any:
-                return builder.gep(
-                    context.make_array(signature.args[i])(context, builder, arguments[i]).data, [arguments[index]]
-                )
-
-            inputs, panel, outputs = place(0, 1), place(3, 4), place(6, 7)
-            before, body = builder.block, builder.append_basic_block("product")
-            after = builder.append_basic_block("product.end")
-            builder.branch(body)
-            builder.position_at_end(body)
-            k = builder.phi(_int64)
-            k.add_incoming(ir.Constant(_int64, 0), before)
-            sums = [[builder.phi(_floats) for _ in vectors] for _ in range(rows)]
-            first = builder.mul(k, ir.Constant(_int64, LANES))
-            loaded = []
-            for v in vectors:
-                source = builder.gep(panel, [builder.add(first, ir.Constant(_int64, v * VECTOR))])
-                word = builder.load(builder.bitcast(source, ir.VectorType(stored, VECTOR).as_pointer()), align=size)
-                loaded.append(_widen(builder, word, weights.dtype))
-            added = []
-            for r in range(rows):
-                offset = builder.mul(arguments[2], ir.Constant(_int64, r))
-                value = builder.load(builder.gep(inputs, [builder.add(k, offset)]))
-                one = builder.insert_element(ir.Constant(_floats, ir.Undefined), value, ir.Constant(_int32, 0))
-                everywhere = ir.Constant(_int32s, [0] * VECTOR)
-                value = builder.shuffle_vector(one, ir.Constant(_floats, ir.Undefined), everywhere)
-                for v in vectors:
-                    term = builder.fmul(value, loaded[v], flags=("contract",))
-                    added.append(builder.fadd(sums[r][v], term, flags=("contract",)))
-                    sums[r][v].add_incoming(ir.Constant(_floats, [0.0] * VECTOR), before)
-                    sums[r][v].add_incoming(added[-1], body)
-            following = builder.add(k, ir.Constant(_int64, 1))
-            k.add_incoming(following, body)
-            builder.cbranch(builder.icmp_signed("<", following, arguments[5]), body, after)
-            builder.position_at_end(after)
-            for i, value in enumerate(added):
-                target = builder.gep(outputs, [ir.Constant(_int64, i * VECTOR)])
-                builder.store(value, builder.bitcast(target, _floats.as_pointer()), align=4)
-            return context.get_dummy_value()
-
-        integer = types.int64
-        return types.void(x, integer, integer, weights, integer, integer, out, integer), emit
-
-    return product
-
-
-row_product, tile_product = _product(1), _product(TILE)
+row_product, tile_product = product(1), product(TILE)
 
 
 @intrinsic
@@ -222,10 +146,10 @@ def multiply(x, stride, weights, start, count, scale, out):
     """Rows of ``count`` inputs, ``stride`` apart, times one panel times its scales ``[LANES]``: ``[rows, LANES]``."""
     done, rows = 0, out.shape[0]
     while done + TILE <= rows:
-        tile_product(x, done * stride, stride, weights, start, count, out, done * LANES)
+        tile_product(x, done * stride, stride, 1, weights, start, count, out, done * LANES)
         done += TILE
     while done < rows:
-        row_product(x, done * stride, stride, weights, start, count, out, done * LANES)
+        row_product(x, done * stride, stride, 1, weights, start, count, out, done * LANES)
         done += 1
     if weights.itemsize == 1:
         for r in range(rows):
@@ -386,12 +310,13 @@ def scratch_floats(batch, size, blocks, inner, outer):
 
 @loop
 def stack_step(
-    x, y, eps, channels, rank, states, norms, into, into_scale, out, out_scale, rows, carry_at,
+    first, last, x, y, eps, channels, rank, states, norms, into, into_scale, out, out_scale, rows, carry_at,
     scratch, counters,
 ):  # fmt: skip
-    """One step of T blocks; every thread that helps makes the same call.
+    """One step of T blocks; every thread that helps makes the same call, and one that comes late finds all done.
 
     Args:
+        first, last: which of the calls this is, which makes no difference.
         x, y: inputs and outputs ``[B, D]``.
         eps: of the norms.
         channels, rank, states: E, R and N.
@@ -464,3 +389,10 @@ def stack_step(
                     normalize(h, size, eps, norms[layer + 1], y if layer == layers - 1 else normed)
                 fetch_add(counters, READY, 1)
     await_phase(counters, phases)  # the last piece may be another thread's
+
+
+@for_team(stack_step)
+@loop
+def stack_step_on_team(threads, pieces, grain, *arguments):
+    """:func:`stack_step` on PyTorch's threads."""
+    return on_team(stack_step, threads, pieces, grain, arguments)

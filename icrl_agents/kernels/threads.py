@@ -1,7 +1,11 @@
-"""Pieces of work on as many threads as PyTorch uses.
+"""Pieces of work on as many threads as PyTorch uses, and on PyTorch's own ones where its OpenMP library is known.
 
-Help is never waited for: whatever no thread has begun when the caller is through with its own part, the caller does
-itself. So a busy pool, or one that takes nothing more because the interpreter shuts down, costs only time.
+They are at hand within a microsecond, while threads of another pool have to fight them for the cores: they spin for a
+while after each of PyTorch's operations (:mod:`icrl_agents.kernels.cpu_team`).
+
+Elsewhere, and in a forked child, where OpenMP hangs, a pool of our own helps. Its help is never waited for: whatever no
+thread has begun when the caller is through with its own part, the caller does itself. So a busy pool, or one that takes
+nothing more because the interpreter shuts down, costs only time.
 """
 
 import os
@@ -13,16 +17,35 @@ from typing import Any
 
 import torch
 
-SMALL = 4096
+SMALL = 512
 """Pieces times steps below which starting threads costs more than it saves."""
+
+SHARES = 8
+"""Portions of the pieces a thread takes one after the other, so that a slow one does not keep the rest waiting."""
 
 QUEUE = 64
 """Shares that may lie in the pool's queue, all callers' together."""
 
+_on_team: dict[Callable[..., None], Callable[..., int]] = {}
+_forked = False
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
 _lock = Lock()
 _places = Semaphore(QUEUE)
+
+
+def goes_on_team(loop: Callable[..., None]) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Decorator: from now on :func:`run_pieces` calls this function, which calls ``loop`` on PyTorch's threads.
+
+    It is called with threads, pieces, how many of them are taken at once, and the arguments of the loop, and returns
+    how many of its calls failed.
+    """
+
+    def keep(on_team: Callable[..., int]) -> Callable[..., int]:
+        _on_team[loop] = on_team
+        return on_team
+
+    return keep
 
 
 def run_pieces(loop: Callable[..., None], pieces: int, steps: int, *arguments: Any) -> None:
@@ -32,11 +55,21 @@ def run_pieces(loop: Callable[..., None], pieces: int, steps: int, *arguments: A
         loop: compiled, releases the interpreter lock; pieces must not write to the same places.
         pieces: how many there are.
         steps: length of one piece, to judge the cost.
+
+    Raises:
+        MemoryError: a loop found no memory for its scratch.
     """
     workers = min(torch.get_num_threads(), pieces)
     if workers <= 1 or pieces * steps < SMALL:
         loop(0, pieces, *arguments)
-        return
+    elif loop in _on_team and not _forked:
+        if _on_team[loop](workers, pieces, max(1, pieces // (SHARES * workers)), *arguments):
+            raise MemoryError("a compiled loop ended early, most likely for want of memory")
+    else:
+        _run_on_pool(loop, pieces, workers, arguments)
+
+
+def _run_on_pool(loop: Callable[..., None], pieces: int, workers: int, arguments: tuple[Any, ...]) -> None:
     bounds = [pieces * i // workers for i in range(workers + 1)]
     shares = [_Share(loop, first, last, *arguments) for first, last in pairwise(bounds[1:])]
     try:
@@ -49,36 +82,11 @@ def run_pieces(loop: Callable[..., None], pieces: int, steps: int, *arguments: A
             share.withdraw()
 
 
-def run_together(loop: Callable[..., None], workers: int, *arguments: Any, keep: object = None) -> None:
-    """Call ``loop(*arguments)`` here and, as soon as they are free, on up to ``workers - 1`` further threads.
-
-    Args:
-        loop: compiled, releases the interpreter lock. Its calls share the work out among themselves; each returns only
-            when all of it is done, and one that begins after that touches nothing.
-        workers: calls in all; never more than PyTorch's threads.
-        keep: owns memory that the arguments only name; no thread outlives it.
-    """
-    workers = min(torch.get_num_threads(), workers)
-    if workers <= 1:
-        loop(*arguments)
-        return
-    shares = [_Share(loop, *arguments, keep=keep) for _ in range(workers - 1)]
-    try:
-        _offer(shares)
-        loop(*arguments)
-    except BaseException:  # an interrupt before or after the loop: none of the others may write after it
-        for share in shares:
-            share.withdraw()
-        raise
-    for share in shares:
-        share.empty()
-
-
 class _Share:
     """A call for whoever takes it first: a thread of the pool, or the caller back again."""
 
-    def __init__(self, loop: Callable[..., None], *arguments: Any, keep: object = None) -> None:
-        self._work = [(loop, arguments, keep)]  # popped by who takes it; a share that is done holds on to nothing
+    def __init__(self, loop: Callable[..., None], *arguments: Any) -> None:
+        self._work = [(loop, arguments)]  # popped by who takes it; a share that is done holds on to nothing
         self._running = Lock()
         self._error: BaseException | None = None
 
@@ -101,21 +109,16 @@ class _Share:
 
     def withdraw(self) -> None:
         """Return when no thread runs the call, nor ever will."""
-        self.empty()
+        self._work.clear()
         with self._running:
             pass
 
-    def empty(self) -> None:
-        """See to it that no thread begins the call any more."""
-        self._work.clear()
-
     def _run(self) -> None:
         try:
-            loop, arguments, keep = self._work.pop()
+            loop, arguments = self._work.pop()
         except IndexError:
             return
         loop(*arguments)
-        del keep  # not before the end of the loop
 
 
 def _offer(shares: Sequence[_Share]) -> None:
@@ -140,7 +143,8 @@ def _threads(count: int) -> ThreadPoolExecutor:
 
 def _after_fork() -> None:
     """A forked child has none of its parent's threads."""
-    global _pool, _lock, _places
+    global _forked, _pool, _lock, _places
+    _forked = True
     _pool, _lock, _places = None, Lock(), Semaphore(QUEUE)
 
 

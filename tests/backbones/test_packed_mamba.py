@@ -129,13 +129,13 @@ def test_helping_threads_change_nothing(monkeypatch):
 
 def test_a_thread_that_comes_too_late_touches_nothing(monkeypatch):
     backbone, calls = lively(SMALL), []
-    original = packed_mamba.run_together
-    monkeypatch.setattr(packed_mamba, "run_together", lambda *a, **k: (calls.append(a), original(*a, **k)))
+    original = packed_mamba.run_pieces
+    monkeypatch.setattr(packed_mamba, "run_pieces", lambda *a, **k: (calls.append(a), original(*a, **k)))
     with torch.no_grad():
         y, carry = backbone.step(torch.ones(1, 24), backbone.initial_carry(1))
     before = [y.clone(), *(leaf.clone() for block in carry for leaf in block)]
-    loop, _, *arguments = calls[0]
-    loop(*arguments)
+    loop, _, _, *arguments = calls[0]
+    loop(0, 1, *arguments)
     assert all(map(torch.equal, before, [y, *(leaf for block in carry for leaf in block)]))
 
 

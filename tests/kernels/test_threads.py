@@ -2,10 +2,12 @@
 
 from threading import Event
 
+import numpy as np
 import pytest
 import torch
 
-from icrl_agents.kernels import threads
+from icrl_agents.kernels import cpu_loops, threads
+from icrl_agents.kernels.cpu_team import for_team, on_team
 
 
 class Pool:
@@ -43,22 +45,12 @@ def test_every_piece_is_done_once(use_pool, pool):
     assert sorted(done) == [0, 10, 20, 30, 40, 50, 60]
 
 
-@pytest.mark.parametrize("pool", [Pool(), Pool(error=REFUSAL)])
-def test_help_that_does_not_come_is_called_off(use_pool, pool):
-    use_pool(pool)
-    calls = []
-    threads.run_together(calls.append, 3, 1)
-    for share in pool.shares:
-        share()
-    assert calls == [1]
-
-
 def test_shares_do_not_pile_up_in_a_busy_pool(use_pool, monkeypatch):
     pool = Pool()
     use_pool(pool)
     monkeypatch.setattr(threads, "_places", threads.Semaphore(5))
     for _ in range(10):
-        threads.run_together(lambda: None, 3)
+        threads.run_pieces(lambda first, last: None, 3, 1)
     assert len(pool.shares) == 5
 
 
@@ -68,7 +60,7 @@ def test_an_interrupt_waits_for_those_that_began(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     began, ended = Event(), Event()
 
-    def loop():
+    def loop(first, last):
         if began.is_set():  # the caller, after the helper began
             raise KeyboardInterrupt
         began.set()
@@ -85,5 +77,35 @@ def test_an_interrupt_waits_for_those_that_began(monkeypatch):
     use = Begun()
     monkeypatch.setattr(threads, "_threads", lambda count: use)
     with pytest.raises(KeyboardInterrupt):
-        threads.run_together(loop, 2)
+        threads.run_pieces(loop, 2, 1)
     assert ended.is_set()
+
+
+@cpu_loops.loop
+def fill(first, last, out, room):
+    """Count the calls of each piece; room is scratch that there may be too little memory for."""
+    scratch = np.empty(room, np.float32)
+    for piece in range(first, last):
+        out[piece] += 1 + 0 * scratch.size
+
+
+@for_team(fill)
+@cpu_loops.loop
+def fill_on_team(threads, pieces, grain, *arguments):
+    return on_team(fill, threads, pieces, grain, arguments)
+
+
+@pytest.mark.parametrize("forked", [False, True])
+@pytest.mark.parametrize("pieces", [2, 3, 100])
+def test_a_compiled_loop_does_every_piece_once(monkeypatch, pieces, forked):
+    monkeypatch.setattr(threads, "_forked", forked)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    counts = np.zeros(pieces, np.int64)
+    threads.run_pieces(fill, pieces, threads.SMALL, counts, 1)
+    assert (counts == 1).all()
+
+
+def test_a_loop_without_memory_says_so(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    with pytest.raises(MemoryError):
+        threads.run_pieces(fill, 3, threads.SMALL, np.zeros(3, np.int64), 2**60)

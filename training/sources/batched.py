@@ -4,11 +4,19 @@ K learners, N samples each, I inputs, O outputs
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from icrl_agents.kernels.choice import compiled
+
+Activation = Literal["tanh", "relu"]
+
+FEWEST = 64
+"""Samples of a network from which on compiled networks are faster: they pack its weights first."""
 
 
 class BatchedMLP:
@@ -46,14 +54,20 @@ class BatchedMLP:
 
 
 def mlp_forward(
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    x: Tensor,
-    activation: Callable[[Tensor], Tensor] = torch.tanh,
+    weights: Sequence[Tensor], biases: Sequence[Tensor], x: Tensor, activation: Activation = "tanh"
 ) -> Tensor:
-    """K networks on inputs ``[K, N, I]``; the last layer is linear. The activation may work in place."""
+    """K networks on inputs ``[K, N, I]``; the last layer is linear.
+
+    On the CPU and many samples by :mod:`icrl_agents.training.sources.cpu_mlp`, else layer by layer.
+    """
+    if x.shape[1] >= FEWEST and compiled():
+        from icrl_agents.training.sources import cpu_mlp  # compiles, and numba may be missing
+
+        if cpu_mlp.serves(weights, x):
+            return cpu_mlp.forward(weights, biases, x, activation == "tanh")
+    act = torch.tanh if activation == "tanh" else torch.relu_
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        x = activation(affine(bias, x, weight))
+        x = act(affine(bias, x, weight))
     return affine(biases[-1], x, weights[-1])
 
 

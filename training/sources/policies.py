@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from icrl_agents.errors import DatasetError
+from icrl_agents.kernels.choice import compiled
 from icrl_agents.training.sources.action_bounds import ActionBounds
 from icrl_agents.training.sources.batched import mlp_forward
 
@@ -152,10 +153,20 @@ class SnapshotPolicies:
     def act_each(self, learners: np.ndarray, observations: np.ndarray) -> np.ndarray:
         """The policy of learner ``learners[r]`` on observation r: ``[R, N_o]`` to actions ``[R, A]`` within the bounds.
 
-        One product for all where the learners share their weights, else one after the other.
+        One product for all where the learners share their weights; else compiled, or one after the other.
         """
         if all(len(weight) == 1 for weight in self._weights):
             return self._act(learners.tolist(), observations[:, None], None)[:, 0]
+        if compiled():
+            from icrl_agents.training.sources import cpu_mlp  # compiles, and numba may be missing
+
+            at = torch.from_numpy(learners)
+            x = self._normalized(observations, self._mean[at, 0], self._std[at, 0])
+            weights, biases = (
+                [p.expand(len(self), -1, -1).contiguous() for p in ps] for ps in (self._weights, self._biases)
+            )
+            outputs = cpu_mlp.forward_each(weights, biases, learners, x, not self._squashed)
+            return self._bounded(gaussian_parameters(outputs)[0] if self._squashed else outputs)
         actions = np.empty((len(learners), len(self._bounds.low)), np.float32)
         for learner in np.unique(learners):
             actions[learners == learner] = self.act_as(int(learner), observations[learners == learner])
@@ -165,16 +176,24 @@ class SnapshotPolicies:
         """Observations ``[R, N, N_o]`` of one chosen learner each to ``[R, N, A]``."""
         if noise is not None and not self.tells_its_noise:
             raise DatasetError("the snapshots do not tell how widely their source explored; take other noise")
-        x = torch.as_tensor(observations, dtype=torch.float32)
-        x = (x - self._mean[chosen]) / self._std[chosen]
+        x = self._normalized(observations, self._mean[chosen], self._std[chosen])
         weights, biases = ([p if len(p) == 1 else p[chosen] for p in ps] for ps in (self._weights, self._biases))
         log_std = None if self._log_std is None else self._log_std[chosen]
         if self._squashed:
-            action, log_std = gaussian_parameters(mlp_forward(weights, biases, x, torch.relu_))
+            action, log_std = gaussian_parameters(mlp_forward(weights, biases, x, "relu"))
         else:
-            action = mlp_forward(weights, biases, x.clamp(-10, 10))
+            action = mlp_forward(weights, biases, x)
         if noise is not None and log_std is not None:
             action = action + log_std.exp() * torch.as_tensor(noise)
+        return self._bounded(action)
+
+    def _normalized(self, observations: np.ndarray, mean: Tensor, std: Tensor) -> Tensor:
+        """What the networks see."""
+        x = (torch.as_tensor(observations, dtype=torch.float32) - mean) / std
+        return x if self._squashed else x.clamp(-10, 10)
+
+    def _bounded(self, action: Tensor) -> np.ndarray:
+        """What the networks give, within the bounds."""
         if self._squashed:
             return self._bounds.from_unit(torch.tanh(action).numpy())
         return self._bounds.clip(action.numpy())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from icrl_agents.training.sources.batched import affine
+from icrl_agents.training.sources.batched import affine, mlp_forward
 
 
 class BatchedReLU:
@@ -69,6 +69,8 @@ class BatchedReLU:
             x: inputs.
             keep: per hidden layer what dropout multiplies by, ``[K, N, H]``: 0, or 1 over the probability to keep.
         """
+        if keep is None and not self.gains:
+            return mlp_forward(self.weights, self.biases, x, "relu")
         for layer in range(len(self.weights) - 1):
             x = affine(self.biases[layer], x, self.weights[layer])
             if keep is not None:

@@ -243,7 +243,7 @@ class TaskParallelSAC:
 
     def _distribution(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation ``[K, N, A]`` before squashing, on observations ``[K, N, N_o]``."""
-        return gaussian_parameters(mlp_forward(self.actor.weights, self.actor.biases, observations, torch.relu_))
+        return gaussian_parameters(mlp_forward(self.actor.weights, self.actor.biases, observations, "relu"))
 
     # Randomness
 
