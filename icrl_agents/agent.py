@@ -3,11 +3,10 @@
 B rows, N_o observation entries, N_a action entries, T token entries
 """
 
-from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, get_args
+from typing import Any, Self
 
 import gymnasium
 import numpy as np
@@ -17,53 +16,29 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch.utils import _pytree as pytree
 
 from icrl_agents import hub
+from icrl_agents.agent_inputs import (
+    RecordedExperience,
+    Rows,
+    as_array,
+    as_finite,
+    autoreset_mode_of,
+    make_of,
+    read_env,
+    require_spaces,
+)
 from icrl_agents.agent_state import AgentState, checkpoint_digest
-from icrl_agents.backbones import Backbone, Carry
-from icrl_agents.backbones.mamba import Mamba
-from icrl_agents.backbones.transformer import Transformer
+from icrl_agents.agent_steps import backbone_step, move_to, require_kernel
+from icrl_agents.backbones import Carry, Precision
 from icrl_agents.config import AgentConfig, to_dict
 from icrl_agents.envs.seeds import checked_seed
 from icrl_agents.episodes import EpisodeRecord, OnEpisode, run_in_one, run_in_rows
 from icrl_agents.errors import CallOrderError, CheckpointError, ConfigError, InputError, UnknownNameError
 from icrl_agents.kernels import forced_kernel
-from icrl_agents.kernels.choice import CONV_STEP, STEP, choose
-from icrl_agents.model import ActionPrediction, BackboneStep, InContextModel
+from icrl_agents.model import ActionPrediction, InContextModel
 from icrl_agents.provenance import warn_of_differences
-
-Precision = Literal["float32", "bfloat16", "int8"]
-"""How the matrices of a step are stored."""
 
 PREFILL_CHUNK = 512
 """Steps that :meth:`InContextAgent.prefill` gives the model at once: bounds its memory."""
-
-
-RECORDED = ("observations", "actions", "rewards", "terminated", "truncated")
-"""What :class:`RecordedExperience` has."""
-
-
-class RecordedExperience(Protocol):
-    """Experience of one task, ``[T, ...]`` (``[B, T, ...]`` for an agent with B rows), as
-    :class:`icrl_agents.training.histories.History` holds it."""
-
-    @property
-    def observations(self) -> np.ndarray:
-        """``[T, N_o]``, those acted on."""
-
-    @property
-    def actions(self) -> np.ndarray:
-        """``[T, N_a]``, executed."""
-
-    @property
-    def rewards(self) -> np.ndarray:
-        """``[T]``."""
-
-    @property
-    def terminated(self) -> np.ndarray:
-        """``[T]`` bool."""
-
-    @property
-    def truncated(self) -> np.ndarray:
-        """``[T]`` bool."""
 
 
 class InContextAgent:
@@ -106,15 +81,15 @@ class InContextAgent:
         if to_dict(model.config) != to_dict(config.model):
             raise ConfigError(f"the model was built from {model.config}, not from {config.model}")
         if device is not None:
-            _move(model, device)
+            move_to(model, device)
         self.model = model.eval()
         self.config = config
         self.device = model.token_mean.device
         self.precision = precision
         self.kernel = kernel
         if kernel is not None:
-            _require_kernel(model, kernel, precision)
-        self._backbone_step = _backbone_step(model.backbone, precision)
+            require_kernel(model, kernel, precision)
+        self._backbone_step = backbone_step(model.backbone, precision)
         self._low = np.array(config.action_low, np.float32)
         self._high = np.array(config.action_high, np.float32)
         self._carry_leaves, self._carry_structure = pytree.tree_flatten(model.backbone.initial_carry(1, device="meta"))
@@ -176,8 +151,8 @@ class InContextAgent:
         """
         self._require_registered()
         self._compare(stacklevel=2)
-        env = _made(gymnasium.make, self.config.env_id, {**self.config.env_options, **options})
-        self._require_spaces(env.observation_space, env.action_space)
+        env = make_of(gymnasium.make, self.config.env_id, {**self.config.env_options, **options})
+        require_spaces(self.config, env.observation_space, env.action_space)
         return env
 
     def make_vec_env(self, num_envs: int, **options: Any) -> VectorEnv:
@@ -185,8 +160,8 @@ class InContextAgent:
         self._require_registered()
         self._compare(stacklevel=2)
         options = {**self.config.env_options, **options, "num_envs": num_envs}
-        env = _made(gymnasium.make_vec, self.config.env_id, options)
-        self._require_spaces(env.single_observation_space, env.single_action_space)
+        env = make_of(gymnasium.make_vec, self.config.env_id, options)
+        require_spaces(self.config, env.single_observation_space, env.single_action_space)
         return env
 
     @property
@@ -222,11 +197,11 @@ class InContextAgent:
         if env is not None:
             if num_envs is not None:
                 raise InputError("give num_envs or env, not both")
-            num_envs, autoreset_mode = self._read_env(env, autoreset_mode)
+            num_envs, autoreset_mode = read_env(self.config, env, autoreset_mode)
         whole = isinstance(num_envs, int | np.integer) and not isinstance(num_envs, bool)
         if num_envs is not None and (not whole or num_envs < 1):
             raise InputError(f"num_envs is a whole number of at least 1, got {num_envs!r}")
-        mode, seed = _mode(autoreset_mode), checked_seed(seed)
+        mode, seed = autoreset_mode_of(autoreset_mode), checked_seed(seed)
         if seed is not None and seed >= 2**63:
             raise InputError(f"a seed of sampled actions is below 2**63, got {seed}")
         try:
@@ -259,7 +234,7 @@ class InContextAgent:
         state = self._state
         if state.acted:
             raise CallOrderError("act was called twice: observe the last action's reward first")
-        observations = self._real("obs", obs, (self.config.model.observation_dim,))
+        observations = self._inputs.real("obs", obs, (self.config.model.observation_dim,))
         if state.resetting.any():
             self._decide_some(np.flatnonzero(~state.resetting), observations, deterministic)
         else:
@@ -292,13 +267,13 @@ class InContextAgent:
         state, at = self._state, self.model.layout
         if not state.acted:
             raise CallOrderError("observe was called before act")
-        rewards = self._real("reward", reward, ())
-        done = self._flags("terminated", terminated)
+        rewards = self._inputs.real("reward", reward, ())
+        done = self._inputs.flags("terminated", terminated)
         if truncated is not False:
-            done = done | self._flags("truncated", truncated)
+            done = done | self._inputs.flags("truncated", truncated)
         actions = state.actions
         if action is not None:
-            actions = np.clip(self._real("action", action, self._low.shape), self._low, self._high)
+            actions = np.clip(self._inputs.real("action", action, self._low.shape), self._low, self._high)
         lived = ~state.resetting
         where = lived[:, None]
         tokens = state.tokens
@@ -349,20 +324,10 @@ class InContextAgent:
         state, at = self._state, self.model.layout
         if state.acted:
             raise CallOrderError("prefill was called after act: observe the last action's reward first")
-        missing = [name for name in RECORDED if not hasattr(history, name)]
-        if missing:
-            raise InputError(f"history: a {type(history).__name__} has no attributes {', '.join(missing)}")
-        steps = _array("rewards", history.rewards).shape[-1:]
-        if not steps:
-            raise InputError("rewards: expected the rewards of whole steps, got one number")
-        observations = self._real("observations", history.observations, (*steps, at.observation_dim))
-        actions = self._real("actions", history.actions, (*steps, at.action_dim))
-        actions = np.clip(actions, self._low, self._high)
-        rewards = self._real("rewards", history.rewards, steps)
-        done = self._flags("terminated", history.terminated, steps)
-        done |= self._flags("truncated", history.truncated, steps)
-        if steps == (0,):
+        observations, actions, rewards, done = self._inputs.experience(history, at.observation_dim, at.action_dim)
+        if not rewards.size:
             return
+        actions = np.clip(actions, self._low, self._high)
         tokens = at.encode_history(observations, actions, rewards, done)  # [B, T, token]
         tokens[:, 0, at.observation_dim :] = state.tokens[:, at.observation_dim :]
         carry = state.carry
@@ -448,13 +413,13 @@ class InContextAgent:
             InputError: another shape, not finite, or the state of another agent or number of rows.
         """
         size = self.model.layout.size
-        array = _array("observation", observation)
+        array = as_array("observation", observation)
         if array.ndim not in (1, 2) or array.shape[-1] != size or array.size == 0:
             raise InputError(
                 f"observation: expected shape [{size}] or [B, {size}], as ExperienceObservation gives, "
                 f"got {array.shape}"
             )
-        tokens = _finite("observation", array).reshape(-1, size)
+        tokens = as_finite("observation", array).reshape(-1, size)
         carry = self._carry_of(state, len(tokens))
         prediction, carry = self._step(tokens, carry)
         actions = self._choose(prediction, deterministic)
@@ -507,11 +472,11 @@ class InContextAgent:
 
     def _go_on_in(self, env: gymnasium.Env | VectorEnv, autoreset_mode: AutoresetMode | str | None) -> None:
         """Make an environment that will be reset the one to act in; memory stays."""
-        num_envs, autoreset_mode = self._read_env(env, autoreset_mode)
+        num_envs, autoreset_mode = read_env(self.config, env, autoreset_mode)
         if num_envs != self.num_envs:
             known, new = (f"{n} rows" if n else "one environment" for n in (self.num_envs, num_envs))
             raise InputError(f"the agent remembers {known}, and cannot go on in {new}")
-        mode = _mode(autoreset_mode)
+        mode = autoreset_mode_of(autoreset_mode)
         self.begin_episode()
         self._state.autoreset_mode = mode
 
@@ -561,130 +526,18 @@ class InContextAgent:
     def _out(self, rows: np.ndarray) -> np.ndarray:
         return rows[0].copy() if self._state.single else rows.copy()
 
-    def _rows_of(self, name: str, value: npt.ArrayLike, tail: tuple[int, ...]) -> np.ndarray:
-        """``value``, of shape ``tail`` for one environment and else ``[B, *tail]``, as ``[B, *tail]``."""
-        array, rows = _array(name, value), len(self._state.tokens)
-        expected = tail if self._state.single else (rows, *tail)
-        if array.shape != expected:
-            acts_in = "one environment" if self._state.single else f"{rows} rows"
-            raise InputError(
-                f"{name}: expected shape {expected}, since the agent acts in {acts_in}, got {array.shape}; "
-                "reset(num_envs=...) or reset(env=...) says in how many it acts"
-            )
-        return array.reshape(rows, *tail)
-
-    def _real(self, name: str, value: npt.ArrayLike, tail: tuple[int, ...]) -> np.ndarray:
-        """``value`` as finite float32 ``[B, *tail]``."""
-        return _finite(name, self._rows_of(name, value, tail))
-
-    def _flags(self, name: str, value: npt.ArrayLike, tail: tuple[int, ...] = ()) -> np.ndarray:
-        """``value`` as bool ``[B, *tail]``."""
-        array = self._rows_of(name, value, tail)
-        if array.dtype != bool and (array.dtype.kind not in "iu" or not np.isin(array, (0, 1)).all()):
-            raise InputError(f"{name}: expected True or False, got {array!r}")
-        return array.astype(bool)
+    @property
+    def _inputs(self) -> Rows:
+        """What checks arrays against the rows the agent acts in."""
+        return Rows(len(self._state.tokens), self._state.single)
 
     def _rows(self, method: str, mask: npt.ArrayLike | None) -> np.ndarray:
         if self._state.acted:
             raise CallOrderError(f"{method} was called after act: observe the last action's reward first")
         if mask is None:
             return np.ones(len(self._state.tokens), bool)
-        return self._flags("mask", mask)
-
-    def _read_env(
-        self, env: Any, autoreset_mode: AutoresetMode | str | None
-    ) -> tuple[int | None, AutoresetMode | str | None]:
-        """Rows and autoreset mode of ``env``."""
-        if not isinstance(env, VectorEnv):
-            if not (hasattr(env, "observation_space") and hasattr(env, "action_space")):
-                raise InputError(f"env: expected an environment with spaces, got {type(env).__name__}")
-            self._require_spaces(env.observation_space, env.action_space)
-            # stable-baselines3's VecEnv has rows, begins episodes in the step that ends one, and is no gymnasium.Env
-            return (None if isinstance(env, gymnasium.Env) else getattr(env, "num_envs", None)), autoreset_mode
-        self._require_spaces(env.single_observation_space, env.single_action_space)
-        mode = autoreset_mode or env.metadata.get("autoreset_mode")
-        if mode is None:
-            raise ConfigError(f"{env} does not say its autoreset mode: pass autoreset_mode=")
-        return env.num_envs, mode
+        return self._inputs.flags("mask", mask)
 
     def _require_registered(self) -> None:
         if self.config.env_id not in gymnasium.registry:
             raise UnknownNameError("environment", self.config.env_id, gymnasium.registry)
-
-    def _require_spaces(self, observation: gymnasium.Space, action: gymnasium.Space) -> None:
-        at = self.model.layout
-        if observation.shape != (at.observation_dim,) or action.shape != (at.action_dim,):
-            raise ConfigError(
-                f"agent {self.config.name!r} reads observations of shape ({at.observation_dim},) and gives "
-                f"actions of shape ({at.action_dim},); the environment has {observation.shape} and "
-                f"{action.shape}"
-            )
-
-
-def _made(make: Callable[..., Any], env_id: str, options: Mapping[str, Any]) -> Any:
-    """What Gymnasium makes of an id and options."""
-    try:
-        return make(env_id, **options)
-    except (TypeError, gymnasium.error.Error) as error:
-        raise ConfigError(f"{env_id} cannot be made with the options {dict(options)}: {error}") from error
-
-
-def _array(name: str, value: npt.ArrayLike | dict[str, np.ndarray]) -> np.ndarray:
-    if isinstance(value, tuple) and value and isinstance(value[-1], dict):
-        raise InputError(f"{name}: expected an array, got a tuple that ends in a dict, as reset and step return it")
-    try:
-        array = np.asarray(value)
-    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, tensors on a GPU or with gradients
-        raise InputError(f"{name}: expected an array: {error}") from None
-    if array.dtype == object and not array.ndim:
-        raise InputError(f"{name}: expected an array, got {'None' if value is None else type(value).__name__}")
-    return array
-
-
-def _finite(name: str, array: np.ndarray) -> np.ndarray:
-    """A copy as float32, finite also there."""
-    if array.dtype.kind not in "fiub":
-        raise InputError(f"{name}: expected real numbers, got {array.dtype}")
-    with np.errstate(over="ignore"):
-        rounded = array.astype(np.float32)
-    finite = np.isfinite(rounded)
-    if not finite.all():
-        raise InputError(f"{name}: expected numbers that are finite in float32, got {array[~finite][0]}")
-    return rounded
-
-
-def _mode(given: AutoresetMode | str | None) -> AutoresetMode:
-    try:
-        return AutoresetMode(AutoresetMode.SAME_STEP if given is None else given)
-    except ValueError:
-        known = ", ".join(repr(m.value) for m in AutoresetMode)
-        raise ConfigError(f"unknown autoreset mode {given!r}; known: {known}") from None
-
-
-def _move(model: InContextModel, device: torch.device | str) -> None:
-    """The weights to ``device``."""
-    try:
-        model.to(device)
-    except (RuntimeError, AssertionError) as error:  # no such device, or none on this machine
-        first_line = str(error).partition("\n")[0]
-        raise ConfigError(f"the model cannot run on device {str(device)!r}: {first_line}") from None
-
-
-def _require_kernel(model: InContextModel, kernel: str, precision: Precision) -> None:
-    """Raise unless a kernel can run the model where it is."""
-    if isinstance(model.backbone, Transformer):
-        raise ConfigError(f"a Transformer has no S6 kernels to choose from, got kernel={kernel!r}")
-    choose(kernel, STEP if isinstance(model.backbone, Mamba) else CONV_STEP, model.token_mean)
-    if precision != "float32" and kernel != "cpu":
-        raise ConfigError(f"steps in {precision} run with kernel 'cpu' alone, got kernel={kernel!r}")
-
-
-def _backbone_step(backbone: Backbone, precision: Precision) -> BackboneStep | None:
-    """What steps in that precision; None is the backbone itself."""
-    if precision not in get_args(Precision):
-        raise ConfigError(f"unknown precision {precision!r}; known: {', '.join(get_args(Precision))}")
-    if precision == "float32":
-        return None
-    if not isinstance(backbone, Mamba):
-        raise ConfigError(f"a {type(backbone).__name__} steps in float32 only, not in {precision}")
-    return backbone.pack(precision).step

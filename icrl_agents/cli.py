@@ -16,27 +16,13 @@ from rich.table import Column, Table
 from tyro.conf import Positional
 
 from icrl_agents.cli_data import DATA_COMMANDS, PullData, Regenerate
+from icrl_agents.cli_training import Anchors, Collect, ImportMamba, Reproduce, Train
 from icrl_agents.cli_watch import Watch
 from icrl_agents.errors import IcrlError, InputError
 
 if TYPE_CHECKING:
     from icrl_agents.evaluation import EvalResult
 
-Preset = Literal["laptop", "paper"]
-Method = Literal["ad", "on-policy"]
-Source = Literal[
-    "task-parallel",
-    "task-parallel-ppo",
-    "task-parallel-sac",
-    "task-parallel-droq",
-    "task-informed",
-    "task-informed-sac",
-    "sb3-ppo",
-    "sb3-sac",
-    "sb3-droq",
-    "sb3-tqc",
-    "sb3-crossq",
-]
 console = Console()
 
 
@@ -120,132 +106,6 @@ class List:
         console.print("environments: " + ", ".join(f"{short_name(env_id)} ({env_id})" for env_id in env_ids()))
         console.print("backbones: " + ", ".join(backbone_names()))
         console.print("kernels: " + ", ".join(available_kernels()))
-
-
-@dataclass(frozen=True)
-class Collect:
-    """Collect learning histories: source algorithms learn the training tasks and every step is recorded.
-
-    An interrupted collection goes on with the same command.
-    """
-
-    env: Positional[str]
-    """Environment, e.g. reacher-goal."""
-    preset: Preset = "laptop"
-    """Source algorithm and amount of data."""
-    out: Path | None = None
-    """Folder of the dataset; default: data/ENV/SOURCE."""
-    source: Source = "task-parallel"
-    """A learner a task, all in one program (task-parallel: PPO, or with preset paper the paper's choice); one learner
-    that sees the task (task-informed: PPO); or stable-baselines3 and sb3-contrib, one run a task."""
-    task: int = 0
-    """The one task that an sb3 source learns."""
-    jobs: int | None = None
-    """Let an sb3 source learn all tasks instead, so many at a time, each in a process, into one dataset."""
-    device: str = "cpu"
-    """Where task-parallel and task-informed SAC and DroQ learn, e.g. cuda."""
-    steps_per_task: int | None = None
-    """Environment steps per task; default: the preset's."""
-    split: str = "paper"
-    """Named task split."""
-    subset: str | None = None
-    """Part of the split: train, val, test, sampled:N for N more, or several joined by +; default: the preset's."""
-    seed: int = 0
-    """Of everything."""
-    engine: Literal["local", "ray"] = "local"
-    """This process, or a Ray cluster; either goes on with what the other began."""
-    address: str | None = None
-    """Of the Ray cluster, host:port or auto; default: RAY_ADDRESS, or a Ray on this machine alone."""
-    shards: int | None = None
-    """Parts that the tasks are divided into on the cluster; default: one a core."""
-
-    def run(self) -> None:
-        """Collect, then say what was collected."""
-        from icrl_agents.envs import resolve_env_id, short_name
-        from icrl_agents.training.ray_engine import open_engine
-        from icrl_agents.training.sources.presets import run_collection
-
-        env_id = resolve_env_id(self.env)
-        out = self.out or Path("data") / short_name(env_id) / self.source
-        with open_engine(self.engine, self.address, self.shards, self.device) as engine:
-            dataset = run_collection(
-                env_id,
-                out,
-                preset=self.preset,
-                source=self.source,
-                task=self.task,
-                jobs=self.jobs,
-                steps_per_task=self.steps_per_task,
-                split=self.split,
-                subset=self.subset,
-                seed=self.seed,
-                engine=engine,
-            )
-        progress = dataset.manifest.progress
-        mean = sum(progress.final_returns) / len(progress.final_returns)
-        console.print(
-            f"{out}: {len(dataset)} histories of {progress.steps} steps, {len(dataset.manifest.tasks)} tasks; "
-            f"final source policies return {mean:.2f}"
-        )
-
-
-@dataclass(frozen=True)
-class Train:
-    """Distil learning histories into an agent. An interrupted training goes on with the same command.
-
-    On several processes or GPUs: torchrun --nproc-per-node 2 -m icrl_agents.cli train ...
-    """
-
-    env: Positional[str]
-    """Environment, e.g. reacher-goal."""
-    data: Path | None = None
-    """Folder of the dataset; default: where collect puts the method's source."""
-    backbone: str = "mamba"
-    """Registered sequence model: mamba, mamba2, transformer."""
-    preset: Preset = "laptop"
-    """Size, sequence length and schedule."""
-    method: Method = "ad"
-    """From the histories as they are (ad, the paper), or with the student acting and the final policies teaching."""
-    out: Path | None = None
-    """Folder of the checkpoint; default: runs/ENV-BACKBONE[-ad][-masked]."""
-    name: str | None = None
-    """Name of the agent; default: the folder's."""
-    target: Literal["sampled", "source_mean", "final_policy"] | None = None
-    """What to predict: the executed action (the paper), the source's mean, or its final policy's action."""
-    mask_rewards: bool = False
-    """The control agent, which never sees a reward."""
-    updates: int | None = None
-    """Gradient updates; default: the preset's."""
-    init_backbone: Path | None = None
-    """Folder of a backbone to start from, as import-mamba writes it; the backbone must be of the preset's shape."""
-    seed: int = 0
-    """Of weights, batches and noise."""
-
-    def run(self) -> None:
-        """Train and say where the checkpoint is."""
-        from icrl_agents.envs import resolve_env_id, short_name
-        from icrl_agents.training.parallel import processes_of_environment
-        from icrl_agents.training.pipeline import SOURCES, agent_name, run_training
-
-        env_id = resolve_env_id(self.env)
-        short = short_name(env_id)
-        out = self.out or Path("runs") / agent_name(short, self.backbone, self.method, self.mask_rewards)
-        run_training(
-            env_id,
-            self.data or Path("data") / short / SOURCES[self.method],
-            out,
-            name=self.name or out.name,
-            backbone=self.backbone,
-            preset=self.preset,
-            method=self.method,
-            target=self.target,
-            mask_rewards=self.mask_rewards,
-            updates=self.updates,
-            init_backbone=None if self.init_backbone is None else str(self.init_backbone),
-            seed=self.seed,
-        )
-        if processes_of_environment().first:
-            console.print(f"checkpoint: {out}", soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -357,116 +217,6 @@ class Compare:
             )
         console.print(table)
         console.print(f"picture: {plot_results(results, self.out)}", soft_wrap=True)
-
-
-@dataclass(frozen=True)
-class Anchors:
-    """Measure the reference policies of an environment: no action, random, blind and oracle."""
-
-    env: Positional[str]
-    """Environment, e.g. reacher-goal."""
-    split: str = "paper"
-    """Named task split."""
-    steps_per_task: int = 200_000
-    """Environment steps of each oracle."""
-    informed: Path | None = None
-    """Dataset of a task-informed source: oracles begin from its learner, and are it where they take no steps."""
-    blind_iterations: int = 400
-    """Roll-outs of the blind policy."""
-    data: Path | None = None
-    """Folder for the oracles' histories; default: data/ENV/oracle."""
-    out: Path | None = None
-    """JSON file; default: the one the package ships."""
-    only: tuple[Literal["zero", "random", "blind", "oracle"], ...] = ("zero", "random", "blind", "oracle")
-    """Which to measure; the file then holds no others."""
-    seed: int = 0
-    """Of everything."""
-
-    def run(self) -> None:
-        """Measure and write."""
-        from icrl_agents.envs import resolve_env_id, short_name
-        from icrl_agents.envs.anchors import ANCHOR_NAMES, anchor_file_name
-        from icrl_agents.training.anchors import measure_anchors, save_anchors
-        from icrl_agents.training.sources.presets import oracle_collection
-
-        env_id = resolve_env_id(self.env)
-        config = oracle_collection(env_id, self.split, self.steps_per_task, self.informed, self.seed)
-        options = f"--split {self.split} --steps-per-task {self.steps_per_task} --seed {self.seed}"
-        if self.informed is not None:
-            options += f" --informed {self.informed}"
-        if self.blind_iterations != 400:
-            options += f" --blind-iterations {self.blind_iterations}"
-        if set(self.only) != set(ANCHOR_NAMES):
-            options += f" --only {' '.join(self.only)}"
-        command = f"icrl-agents anchors {self.env} {options}"
-        out = self.out or Path(str(sys.modules[anchor_file_name.__module__].__file__)).parent / anchor_file_name(
-            env_id, self.split
-        )
-        data = self.data or Path("data") / short_name(env_id) / "oracle"
-        anchors = measure_anchors(config, data, command, only=self.only, blind_iterations=self.blind_iterations)
-        save_anchors(anchors, out)
-        for subset, returns in anchors.returns.items():
-            means = ", ".join(f"{name} {sum(values) / len(values):.2f}" for name, values in returns.items())
-            console.print(f"{subset}: {means}")
-        console.print(f"anchors: {out}", soft_wrap=True)
-
-
-@dataclass(frozen=True)
-class Reproduce:
-    """From nothing to an evaluated agent: collect, train, evaluate. Goes on where it was interrupted."""
-
-    env: Positional[str] = "reacher-goal"
-    """Environment, e.g. reacher-goal."""
-    backbone: str = "mamba"
-    """Registered sequence model: mamba, mamba2, transformer."""
-    preset: Preset = "laptop"
-    """Amount of data, size and schedule."""
-    method: Method = "on-policy"
-    """As the shipped agents were made, or ad: as the paper's."""
-    mask_rewards: bool = False
-    """The control agent, which never sees a reward."""
-    seed: int = 0
-    """Of everything."""
-    data: Path = Path("data")
-    """Folder of datasets."""
-    out: Path = Path("runs")
-    """Folder of checkpoints."""
-
-    def run(self) -> None:
-        """Run the whole pipeline and write how long each part took."""
-        from icrl_agents.training.pipeline import reproduce
-
-        times = reproduce(
-            self.env,
-            backbone=self.backbone,
-            preset=self.preset,
-            method=self.method,
-            mask_rewards=self.mask_rewards,
-            seed=self.seed,
-            data=self.data,
-            out=self.out,
-        )
-        table = Table("part", "minutes")
-        for part, seconds in times.items():
-            table.add_row(part, f"{seconds / 60:.1f}")
-        console.print(table)
-
-
-@dataclass(frozen=True)
-class ImportMamba:
-    """Import the blocks of a Mamba language model (mamba-ssm or transformers), to train an agent from."""
-
-    source: Positional[Path]
-    """The model's directory: config.json and safetensors."""
-    out: Path
-    """Folder of the backbone."""
-
-    def run(self) -> None:
-        """Import and say what it is."""
-        from icrl_agents.backbones.mamba_weights import import_mamba
-
-        config = import_mamba(self.source, self.out)
-        console.print(f"backbone: {self.out}, {config.n_layers} blocks of width {config.d_model}", soft_wrap=True)
 
 
 @dataclass(frozen=True)

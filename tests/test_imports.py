@@ -32,6 +32,8 @@ ORDER = (
     "publishing",
     "episodes",
     "agent_state",
+    "agent_inputs",
+    "agent_steps",
     "agent",
     "video",
     "evaluation",
@@ -40,6 +42,7 @@ ORDER = (
     "testing",
     "training",
     "cli_data",
+    "cli_training",
     "cli_watch",
     "cli",
 )

@@ -15,7 +15,7 @@ from icrl_agents.backbones import Backbone
 from icrl_agents.envs import env_ids, sample_tasks
 from icrl_agents.envs.pusher_goal import PusherGoalEnv
 from icrl_agents.envs.reacher_goal import ReacherGoalEnv, ReacherGoalVectorEnv
-from icrl_agents.testing import check_backbone, check_meta_env, meta_envs
+from icrl_agents.testing import check_backbone, check_meta_env, single_env
 
 
 class RunningSum(Backbone):
@@ -635,7 +635,7 @@ def test_observations_before_contact_are_compared_where_the_task_can_be_touched(
 
 
 def test_episodes_that_do_not_end_are_noticed(monkeypatch):
-    monkeypatch.setattr(meta_envs, "LONGEST_EPISODE", 10)
+    monkeypatch.setattr(single_env, "LONGEST_EPISODE", 10)
     with pytest.raises(AssertionError, match="an episode did not end within 10 steps"):
         check(horizon=11)
 

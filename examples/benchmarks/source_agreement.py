@@ -5,15 +5,19 @@ same algorithms on both sides; task-parallel PPO also normalises observations an
 """
 
 import argparse
+import multiprocessing
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 
 from icrl_agents.envs import resolve_env_id, task_split
 from icrl_agents.training.collection import CollectionConfig, OnPolicySource, Source, make_rows
@@ -42,7 +46,7 @@ def task_parallel(config: CollectionConfig, task_index: int, seeds: int) -> np.n
 
 
 def stable_baselines3(algorithm: str, config: CollectionConfig, task_index: int, seeds: int) -> np.ndarray:
-    """The same of SB3, one run a seed."""
+    """The same of SB3, one run a seed, as many at a time as there are cores."""
     if config.sac is not None:
         options = {**sb3_options(config.sac), "policy_kwargs": {"net_arch": list(config.sac.hidden)}}
         if algorithm == "droq":
@@ -55,13 +59,17 @@ def stable_baselines3(algorithm: str, config: CollectionConfig, task_index: int,
         }
         options["batch_size"] = ppo.n_steps * config.streams // ppo.n_minibatches
         options["policy_kwargs"] = {"net_arch": list(ppo.hidden), "log_std_init": ppo.log_std_init}
-    curves = []
-    for seed in range(seeds):
-        with tempfile.TemporaryDirectory() as folder:
-            run = replace(config, seed=seed)
-            dataset = collect_sb3(f"sb3-{algorithm}", run, folder, task_index, options, quiet=True)
-            curves.append(np.mean([dataset.history(h).returns for h in range(len(dataset))], 0))
-    return np.stack(curves)
+    runs = [(f"sb3-{algorithm}", replace(config, seed=seed), task_index, options) for seed in range(seeds)]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(torch.get_num_threads(), spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return np.stack(list(pool.map(_run_of_sb3, *zip(*runs, strict=True))))
+
+
+def _run_of_sb3(source: str, config: CollectionConfig, task_index: int, options: dict[str, Any]) -> np.ndarray:
+    """Returns of one run ``[episodes]``, averaged over its streams."""
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = collect_sb3(source, config, folder, task_index, options, quiet=True)
+        return np.mean([dataset.history(h).returns for h in range(len(dataset))], 0)
 
 
 def returns(rewards: np.ndarray, horizon: int) -> np.ndarray:

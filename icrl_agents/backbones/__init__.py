@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from icrl_agents.backbones.base import Backbone, Carry, carry_bytes, clone_carry
+from icrl_agents.backbones.base import Backbone, Carry, Precision, carry_bytes, clone_carry
 from icrl_agents.config import from_dict
 from icrl_agents.errors import ConfigError, UnknownNameError
 
@@ -64,6 +64,7 @@ def _load(path: str) -> Any:
 __all__ = [
     "Backbone",
     "Carry",
+    "Precision",
     "backbone_names",
     "carry_bytes",
     "clone_carry",

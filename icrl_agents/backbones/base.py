@@ -5,7 +5,7 @@ also across ``forget_before``, across chunks, and for rows that are at different
 """
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,10 @@ from torch.utils import _pytree as pytree
 
 Carry = Any
 """A pytree of tensors, each with the batch as its first axis."""
+
+Precision = Literal["float32", "bfloat16", "int8"]
+"""How the matrices of a step are stored: as they are; rounded to 8 bits of precision; as whole numbers with one scale
+for each output of each block of channels. Sums, states and everything else stay float32."""
 
 
 class Backbone(nn.Module, ABC):

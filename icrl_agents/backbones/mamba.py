@@ -28,13 +28,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icrl_agents.backbones.base import Backbone
+from icrl_agents.backbones.base import Backbone, Precision
 from icrl_agents.backbones.fused_steps import fused_steps
 from icrl_agents.errors import ConfigError
 from icrl_agents.kernels import available_kernels, causal_conv, compiled, conv_step, selective_scan, selective_step
 
 if TYPE_CHECKING:
-    from icrl_agents.backbones.packed_mamba import PackedMamba, Precision
+    from icrl_agents.backbones.packed_mamba import PackedMamba
 
 DT_RANGE = (1e-3, 1e-1)
 """Step sizes at initialisation are log-uniform in this range (section 3.6)."""
@@ -212,7 +212,7 @@ class Mamba(Backbone):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_packed": None}  # packed weights are weights again: not to be saved or copied
 
-    def pack(self, precision: "Precision" = "float32") -> "PackedMamba":
+    def pack(self, precision: Precision = "float32") -> "PackedMamba":
         """The same steps with packed weights, faster and, below float32, rounded; see :class:`PackedMamba`.
 
         Raises:

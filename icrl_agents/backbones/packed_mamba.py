@@ -6,13 +6,14 @@ weights lie and how the call works: :mod:`icrl_agents.kernels.cpu_step`.
 
 from collections.abc import Iterator
 from operator import attrgetter, is_
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
+from icrl_agents.backbones.base import Precision
 from icrl_agents.backbones.fused_steps import fused_steps
 from icrl_agents.errors import ConfigError, InputError
 from icrl_agents.kernels import cpu_step
@@ -21,10 +22,6 @@ from icrl_agents.kernels.threads import run_pieces
 
 if TYPE_CHECKING:
     from icrl_agents.backbones.mamba import BlockCarry, Mamba, S6Block
-
-Precision = Literal["float32", "bfloat16", "int8"]
-"""How the matrices are stored: as they are; rounded to 8 bits of precision; as whole numbers with one scale for each
-output of each block of channels. Sums, states and everything else stay float32."""
 
 ALONE = 2**21
 """Products (weights times rows) up to which a second thread costs more than it brings."""

@@ -6,9 +6,8 @@ How it is fast:
   axis fills the SIMD lanes, B_t and C_t are broadcasts, and the state stays in the first-level cache.
 - Softplus, discretisation, scan, contraction with C, skip and gate are one pass.
 - The forward pass saves the state every ``SPAN`` steps; the backward pass recomputes the states in between.
-- Pieces run on Python threads: compiled code needs no interpreter lock. numba's own pools are not used: its
-  OpenMP pool spins against PyTorch's for the cores and dies in a forked child, and its work queue aborts the
-  process when two threads meet in it.
+- Pieces run on PyTorch's own OpenMP threads (:mod:`icrl_agents.kernels.threads`), not on numba's: its OpenMP pool
+  dies in a forked child, and its work queue aborts the process when two threads meet in it.
 """
 
 from typing import Any

@@ -108,3 +108,35 @@ def product(rows: int, width: int = LANES, pitch: int = LANES, adds: bool = Fals
         return types.void(x, integer, integer, integer, weights, integer, integer, out, integer), emit
 
     return multiply_rows
+
+
+@intrinsic
+def transpose_tile(typing_context: Any, source: Any, at: Any, stride: Any, out: Any, to: Any, pitch: Any) -> Any:
+    """out[to + j pitch + i] = source[at + i stride + j] for i and j below ``VECTOR``; flat places in contiguous arrays.
+
+    The halves of ever closer pairs of rows are exchanged: log2(VECTOR) rounds of shuffles, all in registers.
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def row(i: int, begin: int, step: Any, r: int) -> Any:
+            data = context.make_array(signature.args[i])(context, builder, arguments[i]).data
+            place = builder.add(arguments[begin], builder.mul(step, ir.Constant(_int64, r)))
+            return builder.bitcast(builder.gep(data, [place]), _floats.as_pointer())
+
+        rows = [builder.load(row(0, 1, arguments[2], r), align=4) for r in range(VECTOR)]
+        distance = VECTOR // 2
+        while distance:
+            first = [c if not c & distance else VECTOR + c - distance for c in range(VECTOR)]
+            second = [c + distance if not c & distance else VECTOR + c for c in range(VECTOR)]
+            for r in range(VECTOR):
+                if not r & distance:
+                    pair = rows[r], rows[r + distance]
+                    for kept, mask in ((r, first), (r + distance, second)):
+                        rows[kept] = builder.shuffle_vector(*pair, ir.Constant(_int32s, mask))
+            distance //= 2
+        for r in range(VECTOR):
+            builder.store(rows[r], row(3, 4, arguments[5], r), align=4)
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(source, integer, integer, out, integer, integer), emit

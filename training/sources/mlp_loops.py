@@ -14,7 +14,7 @@ import numpy as np
 from llvmlite import binding
 
 from icrl_agents.kernels.cpu_loops import LANES, ONE, ZERO, add_any_order, exp2, f32, lanes_loop, loop
-from icrl_agents.kernels.cpu_product import VECTOR, product
+from icrl_agents.kernels.cpu_product import VECTOR, product, transpose_tile
 from icrl_agents.kernels.cpu_team import for_team, on_team
 
 CHUNK = 256
@@ -77,8 +77,13 @@ def pack(weight, low, count, column, block):
 @lanes_loop
 def pack_transposed(weight, low, column, count, block):
     """``count`` columns of ``LANES`` rows of a matrix, each column's entries after each other."""
+    width, done = weight.shape[1], 0
+    while done + VECTOR <= count:
+        for e in range(0, LANES, VECTOR):
+            transpose_tile(weight, (low + e) * width + column + done, width, block, done * LANES + e, LANES)
+        done += VECTOR
     for e in range(LANES):
-        for k in range(count):
+        for k in range(done, count):
             block[np.uintp(k * LANES + e)] = weight[np.uintp(low + e), np.uintp(column + k)]
 
 

@@ -1,0 +1,41 @@
+"""What an agent steps with: where its model is, in which precision, by which kernel."""
+
+from typing import get_args
+
+import torch
+
+from icrl_agents.backbones import Backbone, Precision
+from icrl_agents.backbones.mamba import Mamba
+from icrl_agents.backbones.transformer import Transformer
+from icrl_agents.errors import ConfigError
+from icrl_agents.kernels.choice import CONV_STEP, STEP, choose
+from icrl_agents.model import BackboneStep, InContextModel
+
+
+def move_to(model: InContextModel, device: torch.device | str) -> None:
+    """The weights to ``device``."""
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:  # no such device, or none on this machine
+        first_line = str(error).partition("\n")[0]
+        raise ConfigError(f"the model cannot run on device {str(device)!r}: {first_line}") from None
+
+
+def require_kernel(model: InContextModel, kernel: str, precision: Precision) -> None:
+    """Raise unless a kernel can run the model where it is."""
+    if isinstance(model.backbone, Transformer):
+        raise ConfigError(f"a Transformer has no S6 kernels to choose from, got kernel={kernel!r}")
+    choose(kernel, STEP if isinstance(model.backbone, Mamba) else CONV_STEP, model.token_mean)
+    if precision != "float32" and kernel != "cpu":
+        raise ConfigError(f"steps in {precision} run with kernel 'cpu' alone, got kernel={kernel!r}")
+
+
+def backbone_step(backbone: Backbone, precision: Precision) -> BackboneStep | None:
+    """What steps in that precision; None is the backbone itself."""
+    if precision not in get_args(Precision):
+        raise ConfigError(f"unknown precision {precision!r}; known: {', '.join(get_args(Precision))}")
+    if precision == "float32":
+        return None
+    if not isinstance(backbone, Mamba):
+        raise ConfigError(f"a {type(backbone).__name__} steps in float32 only, not in {precision}")
+    return backbone.pack(precision).step

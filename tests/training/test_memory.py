@@ -1,0 +1,29 @@
+"""Freed memory stays with a process that asked for it."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, torch
+from icrl_agents.training.memory import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(64 * 2**20)  # 256 MB, that is 65,536 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(keep_freed_memory(), faults(), faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_a_block_that_was_freed_costs_no_page_faults_again():
+    known, first, again = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
+    ).stdout.split()
+    if known == "False":
+        pytest.skip("this C library is not glibc")
+    assert int(first) > 100
+    assert int(again) < int(first) / 10
