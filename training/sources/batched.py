@@ -83,8 +83,10 @@ def affine(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 def clip_grad_norms(parameters: Sequence[Tensor], max_norm: float) -> None:
     """Clip each learner's gradient by its own global norm, in place."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    squares = torch.stack([g.flatten(1).square().sum(1) for g in grads]).sum(0)  # [K]
-    scale = (max_norm / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+    norms = torch.linalg.vector_norm(
+        torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in grads]), dim=0
+    )  # [K]
+    scale = (max_norm / (norms + 1e-6)).clamp(max=1.0)
     for g in grads:
         g.mul_(scale.view(-1, *[1] * (g.dim() - 1)))
 
