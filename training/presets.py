@@ -88,7 +88,7 @@ _ON_POLICY: dict[tuple[str, str], Mapping[str, Any]] = {
     },
     (_HALF_CHEETAH_VEL, "laptop"): {
         **_ON_POLICY_LAPTOP,
-        "on_policy": OnPolicyConfig(rows_per_task=6, short_episodes=2, short_fraction=0.3, life_rounds=12),
+        "on_policy": OnPolicyConfig(short_episodes=2, short_fraction=0.3, life_rounds=12),
         "episodes": 5,
         "updates": 1000,
         "batch_size": 16,
