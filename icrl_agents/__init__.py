@@ -7,7 +7,8 @@ first name that needs it is used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import icrl_agents.envs  # noqa: F401  registers the environments
+import icrl_agents.envs  # registers the environments
+import icrl_agents.forks  # noqa: F401  notes forks from here on
 
 if TYPE_CHECKING:
     from icrl_agents.agent import InContextAgent

@@ -18,6 +18,7 @@ SOURCES = {
 
 ORDER = (
     "errors",
+    "forks",
     "atomic",
     "config",
     "provenance",

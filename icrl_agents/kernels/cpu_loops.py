@@ -6,7 +6,8 @@ Letters as in :mod:`icrl_agents.kernels.reference`; a piece is a sequence b time
 Innermost loops run over lanes with a constant count, so that LLVM turns them into straight SIMD code. Fast-math
 flags leave out ``reassoc`` (it would fold away the rounding in :func:`exp2`) except in :func:`add_any_order`.
 
-All loops live in this one file because numba's cache looks for changes only in the file of the function called.
+All loops of the scan and the convolution live in this one file because numba's cache looks for changes only in the
+file of the function called: after an edit of :mod:`icrl_agents.kernels.cpu_team`, remove ``__pycache__``.
 """
 
 from typing import Any

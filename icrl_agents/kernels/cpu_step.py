@@ -9,11 +9,11 @@ the order of their use, outputs stay in registers and no sum runs across lanes.
 The work comes in phases, two a layer: into the channels (norm, in_proj, convolution, each block's share of
 x_proj) and out of them (dt_proj, scan, gate, each block's share of out_proj). A phase is one piece for each
 block of channels. Threads take the next piece that nobody has taken; whoever ends a phase adds up the shares, in
-the order of the blocks: the result does not depend on how many threads came, or when. A thread that comes late or
-never costs nothing but its help.
+the order of the blocks: the result does not depend on how many threads came, or when, and no phase waits for a thread
+that has not come yet.
 
 numba's cache looks for changes only in the file of the function called: after an edit of what this file imports
-from :mod:`icrl_agents.kernels.cpu_loops`, remove ``__pycache__``.
+from :mod:`icrl_agents.kernels`, remove ``__pycache__``.
 """
 
 import os

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from icrl_agents import forks
+
 SMALL = 512
 """Pieces times steps below which starting threads costs more than it saves."""
 
@@ -27,7 +29,6 @@ QUEUE = 64
 """Shares that may lie in the pool's queue, all callers' together."""
 
 _on_team: dict[Callable[..., None], Callable[..., int]] = {}
-_forked = False
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
 _lock = Lock()
@@ -62,7 +63,7 @@ def run_pieces(loop: Callable[..., None], pieces: int, steps: int, *arguments: A
     workers = min(torch.get_num_threads(), pieces)
     if workers <= 1 or pieces * steps < SMALL:
         loop(0, pieces, *arguments)
-    elif loop in _on_team and not _forked:
+    elif loop in _on_team and not forks.forked:
         if _on_team[loop](workers, pieces, max(1, pieces // (SHARES * workers)), *arguments):
             raise MemoryError("a compiled loop ended early, most likely for want of memory")
     else:
@@ -143,9 +144,9 @@ def _threads(count: int) -> ThreadPoolExecutor:
 
 def _after_fork() -> None:
     """A forked child has none of its parent's threads."""
-    global _forked, _pool, _lock, _places
-    _forked = True
+    global _pool, _lock, _places
     _pool, _lock, _places = None, Lock(), Semaphore(QUEUE)
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

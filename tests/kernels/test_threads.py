@@ -1,11 +1,15 @@
 """Work on further threads: all of it done once, whatever the pool does, and none after the caller has left."""
 
+import os
+import subprocess
+import sys
 from threading import Event
 
 import numpy as np
 import pytest
 import torch
 
+from icrl_agents import forks
 from icrl_agents.kernels import cpu_loops, threads
 from icrl_agents.kernels.cpu_team import for_team, on_team
 
@@ -98,7 +102,7 @@ def fill_on_team(threads, pieces, grain, *arguments):
 @pytest.mark.parametrize("forked", [False, True])
 @pytest.mark.parametrize("pieces", [2, 3, 100])
 def test_a_compiled_loop_does_every_piece_once(monkeypatch, pieces, forked):
-    monkeypatch.setattr(threads, "_forked", forked)
+    monkeypatch.setattr(forks, "forked", forked)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     counts = np.zeros(pieces, np.int64)
     threads.run_pieces(fill, pieces, threads.SMALL, counts, 1)
@@ -109,3 +113,26 @@ def test_a_loop_without_memory_says_so(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     with pytest.raises(MemoryError):
         threads.run_pieces(fill, 3, threads.SMALL, np.zeros(3, np.int64), 2**60)
+
+
+FORK = """
+import os, torch, warnings
+import icrl_agents
+
+torch.ones(10**7).add_(1)  # starts the parent's OpenMP threads
+warnings.simplefilter("ignore")  # Python warns of any fork beside threads
+if child := os.fork():
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+from icrl_agents.kernels import threads
+from icrl_agents.kernels.cpu import causal_conv
+
+threads.SMALL = 0
+torch.get_num_threads = lambda: 2
+causal_conv(torch.ones(4, 8, 3), torch.ones(3, 2), None, None, None)
+os._exit(7)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_forked_before_the_first_compiled_loop_does_not_hang():
+    assert subprocess.run([sys.executable, "-c", FORK], timeout=60).returncode == 7

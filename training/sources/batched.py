@@ -63,7 +63,7 @@ def mlp_forward(
     if x.shape[1] >= FEWEST and compiled():
         from icrl_agents.training.sources import cpu_mlp  # compiles, and numba may be missing
 
-        if cpu_mlp.serves(weights, x):
+        if cpu_mlp.serves(weights, biases, x):
             return cpu_mlp.forward(weights, biases, x, activation == "tanh")
     act = torch.tanh if activation == "tanh" else torch.relu_
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):

@@ -6,6 +6,7 @@ samples through all its layers while they lie in a core's own cache.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,19 +20,21 @@ from icrl_agents.training.sources import mlp_loops
 from icrl_agents.training.sources.mlp_loops import CHUNK
 
 
-def serves(weights: Sequence[Tensor], x: Tensor) -> bool:
-    """Whether :func:`forward` takes these networks: hidden layers of whole panels, as many inputs as networks."""
-    hidden = [weight.shape[2] for weight in weights[:-1]]
-    return (
-        bool(hidden)
-        and len(x) == len(weights[0])
-        and not any(width % LANES for width in hidden)
-        and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (x, *weights))
+def serves(weights: Sequence[Tensor], biases: Sequence[Tensor], x: Tensor) -> bool:
+    """Whether :func:`forward` takes these: K whole networks with hidden layers of whole panels, and inputs for each."""
+    widths = [x.shape[-1], *(weight.shape[-1] for weight in weights)]
+    fits = all(
+        weight.shape == (len(x), *pair) and bias.shape == (len(x), 1, pair[1])
+        for weight, bias, pair in zip(weights, biases, pairwise(widths), strict=True)
     )
+    whole = len(widths) > 2 and all(widths) and not any(width % LANES for width in widths[1:-1])
+    return fits and whole and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (x, *weights, *biases))
 
 
 def forward(weights: Sequence[Tensor], biases: Sequence[Tensor], x: Tensor, squashes: bool) -> Tensor:
     """:func:`icrl_agents.training.sources.batched.mlp_forward` of what :func:`serves` accepts.
+
+    Gradients of gradients are none: they do not know how they depend on the inputs.
 
     Args:
         weights: of the layers ``[K, inputs, outputs]``.
@@ -59,7 +62,18 @@ def forward_each(
 
     Returns:
         ``[R, O]``.
+
+    Raises:
+        IndexError: no such network.
+        ValueError: layers that do not fit each other or the inputs.
     """
+    widths = [x.shape[1], *(weight.shape[2] for weight in weights)]
+    count = len(weights[0])
+    for weight, bias, pair in zip(weights, biases, pairwise(widths), strict=True):
+        if weight.shape != (count, *pair) or bias.shape != (count, 1, pair[1]):
+            raise ValueError(f"a layer of {count} networks from {pair[0]} to {pair[1]} has weights {weight.shape}")
+    if len(which) != len(x) or (len(which) and not 0 <= which.min() <= which.max() < count):
+        raise IndexError(f"expected one of {count} networks for each of {len(x)} rows")
     out = x.new_empty(len(x), weights[-1].shape[2])
     run_pieces(
         mlp_loops.forward_each, len(x), sum(weight.shape[2] for weight in weights), squashes,

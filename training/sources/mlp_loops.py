@@ -7,6 +7,9 @@ the core's own cache when the next one reads it. Hidden units lie in *panels* ``
 ``LANES`` units; a layer's panels follow each other. Weights are packed block by block as they are needed: a block of
 ``LANES`` times ``LANES`` stays in the first-level cache for all samples of the chunk.
 
+numba's cache looks for changes only in the file of the function called: after an edit of what this file imports from
+:mod:`icrl_agents.kernels`, remove ``__pycache__``.
+
     I inputs, H hidden units of a layer, O outputs, n samples of a chunk, L hidden layers
 """
 

@@ -160,7 +160,7 @@ class SnapshotPolicies:
         if compiled():
             from icrl_agents.training.sources import cpu_mlp  # compiles, and numba may be missing
 
-            at = torch.from_numpy(learners)
+            at = torch.from_numpy(np.ascontiguousarray(learners))
             x = self._normalized(observations, self._mean[at, 0], self._std[at, 0])
             weights, biases = (
                 [p.expand(len(self), -1, -1).contiguous() for p in ps] for ps in (self._weights, self._biases)

@@ -45,7 +45,7 @@ def test_outputs_and_gradients(members, samples, inputs, hidden, outputs, squash
     given = [x] if wanted == "inputs" else [*weights, *biases] if wanted == "parameters" else [x, *weights, *biases]
     for tensor in given:
         tensor.requires_grad_()
-    assert cpu_mlp.serves(weights, x)
+    assert cpu_mlp.serves(weights, biases, x)
     out = cpu_mlp.forward(weights, biases, x, squashes)
     exact = [[t.detach().double() for t in ts] for ts in (weights, biases, [x])]
     names = dict(zip(map(id, [*weights, *biases, x]), [t for ts in exact for t in ts], strict=True))
@@ -115,3 +115,20 @@ def test_each_row_through_a_network_of_its_choice(squashes):
     torch.testing.assert_close(
         cpu_mlp.forward_each(weights, biases, which, x, squashes), expected, rtol=1e-5, atol=1e-5
     )
+
+
+def test_what_does_not_fit_is_left_to_pytorch_or_refused():
+    weights, biases = networks(3, (9, 64, 2), 0)
+    x = torch.zeros(3, 100, 9)
+    assert cpu_mlp.serves(weights, biases, x)
+    shared = [biases[0][:1], biases[1]]
+    assert not cpu_mlp.serves(weights, shared, x)
+    torch.testing.assert_close(mlp_forward(weights, shared, x)[0], mlp_forward(weights, biases, x)[0])
+    assert not cpu_mlp.serves([weights[0][:1], weights[1]], biases, x)
+    assert not cpu_mlp.serves([w.double() for w in weights], biases, x)
+    with pytest.raises(RuntimeError):
+        mlp_forward(weights, biases, torch.zeros(3, 100, 12))
+    with pytest.raises(ValueError, match="from 12 to 64"):
+        cpu_mlp.forward_each(weights, biases, np.zeros(4, int), torch.zeros(4, 12), True)
+    with pytest.raises(IndexError, match="one of 3"):
+        cpu_mlp.forward_each(weights, biases, np.full(4, 3), torch.zeros(4, 9), True)
