@@ -131,11 +131,9 @@ class Train:
     def run(self) -> None:
         """Train and say where the checkpoint is."""
         from icrl_agents.envs import resolve_env_id, short_name
-        from icrl_agents.training.memory import keep_freed_memory
         from icrl_agents.training.parallel import processes_of_environment
         from icrl_agents.training.pipeline import SOURCES, agent_name, run_training
 
-        keep_freed_memory()
         env_id = resolve_env_id(self.env)
         short = short_name(env_id)
         out = self.out or Path("runs") / agent_name(short, self.backbone, self.method, self.mask_rewards)

@@ -234,6 +234,13 @@ def test_benchmarks_run(name: str, run: Callable[..., str]) -> None:
     assert re.search(r"^mamba2 .*\d", out, re.MULTILINE)
 
 
+def test_sources_are_compared(run: Callable[..., str], tmp_path: Path) -> None:
+    script, picture = ROOT / "examples/benchmarks/source_agreement.py", tmp_path / "agreement.png"
+    out = run(script, "--quick", "--algorithms", "ppo", "--out", picture)
+    assert re.search(r"^ppo +task-parallel .*\d", out, re.MULTILINE)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_results_are_redrawn_from_the_raw_ones(run_here: Callable[..., str], tmp_path: Path) -> None:
     out = run_here(Path(__file__).parents[1] / "examples" / "results.py", "--out", tmp_path / "figures")
     for name in ("reacher-goal.png", "reacher-goal-by-task.png"):

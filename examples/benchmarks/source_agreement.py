@@ -37,7 +37,8 @@ def task_parallel(config: CollectionConfig, task_index: int, seeds: int) -> np.n
     observations, _ = env.reset(seed=0)
     source: Source
     if config.sac is None:
-        source = OnPolicySource(config, env, observations, vectors, list(range(seeds)))
+        iterations = config.shared_steps // config.ppo.n_steps
+        source = OnPolicySource(config.ppo, env, observations, vectors, range(seeds), iterations)
     else:
         source = OffPolicySource(config.sac, env, observations, vectors, range(seeds), config.steps)
     recordings = [source.advance(config.interval) for _ in range(config.steps // config.interval)]

@@ -105,7 +105,7 @@ class PackedMamba:
         increment_version([leaf for leaf in leaves if not leaf.is_inference()])
         run_pieces(
             cpu_step.stack_step,
-            1 if batch * self._products <= ALONE else self._shape[0],
+            1 if batch * self._products <= ALONE else min(torch.get_num_threads(), self._shape[0]),  # one call a thread
             batch * self._products,
             x.detach().contiguous().numpy(),
             y.numpy(),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from icrl_agents.kernels import cpu_loops
+from icrl_agents.kernels import cpu_conv_loops, cpu_loops
 from icrl_agents.kernels.cpu_loops import LANES, SPAN
 from icrl_agents.kernels.threads import run_pieces
 
@@ -70,7 +70,7 @@ def conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, taps: Tensor) -> t
     after, y = torch.empty_like(taps, memory_format=torch.contiguous_format), x.new_empty(x.shape)
     shift = x.new_zeros(x.shape[1]) if bias is None else bias
     inputs = [_array(t.contiguous()) for t in (x, weight.t(), shift, taps)]
-    run_pieces(cpu_loops.conv_step, len(x), 1, *inputs, _array(after), _array(y))
+    run_pieces(cpu_conv_loops.conv_step, len(x), 1, *inputs, _array(after), _array(y))
     return y, after
 
 
@@ -191,7 +191,9 @@ class _Conv(torch.autograd.Function):
         taps = initial_taps.contiguous()
         forget = _forget(forget_before, batch, length)
         y = torch.empty_like(x)
-        run_pieces(cpu_loops.conv_forward, batch, length, *map(_array, (x, kernel, shift, taps)), forget, _array(y))
+        run_pieces(
+            cpu_conv_loops.conv_forward, batch, length, *map(_array, (x, kernel, shift, taps)), forget, _array(y)
+        )
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(x, kernel, shift, taps, forget_before)
         return y
@@ -205,7 +207,7 @@ class _Conv(torch.autograd.Function):
         dx, dtaps = torch.zeros_like(x), torch.zeros_like(taps)
         dkernel, dshift = x.new_zeros(batch, *kernel.shape), x.new_zeros(batch, channels)
         given = (*map(_array, (x, kernel, shift, taps)), forget, _array(grad_y.contiguous()))
-        run_pieces(cpu_loops.conv_backward, batch, length, *given, *map(_array, (dx, dkernel, dshift, dtaps)))
+        run_pieces(cpu_conv_loops.conv_backward, batch, length, *given, *map(_array, (dx, dkernel, dshift, dtaps)))
         return (
             dx,
             dkernel.sum(0).t(),

@@ -44,7 +44,10 @@ if _address is not None:
 
 
 def for_team(loop: Callable[..., None]) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Decorator of a function that calls ``loop`` :func:`on_team`: used where there is a team."""
+    """Decorator of a function that calls ``loop`` :func:`on_team`: used where there is a team.
+
+    Each loop has one written out beside it, because numba caches no function that was made by another.
+    """
     return goes_on_team(loop) if _address is not None else lambda on_team: on_team
 
 
