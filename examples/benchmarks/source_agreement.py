@@ -96,7 +96,8 @@ def main() -> None:
     for axis, algorithm in zip(axes[0], arguments.algorithms, strict=True):
         config = collection_preset(env_id, "laptop", f"task-parallel-{algorithm}")
         steps = 3_000 if arguments.quick else arguments.steps or config.steps_per_task
-        config = replace(config, steps_per_task=steps, shard_steps=100)
+        ppo = replace(config.ppo, anneal=False)  # as stable-baselines3 where it is given a number
+        config = replace(config, steps_per_task=steps, shard_steps=100, ppo=ppo)
         for name, curves in (
             ("task-parallel", task_parallel(config, arguments.task, seeds)),
             ("stable-baselines3", stable_baselines3(algorithm, config, arguments.task, seeds)),
@@ -109,7 +110,7 @@ def main() -> None:
             print(f"{algorithm:5} {name:18} last tenth of episodes {last.mean():8.2f} {spread}", flush=True)
         axis.set(title=algorithm, xlabel="environment steps", ylabel="return per episode")
         axis.legend()
-    figure.suptitle(f"{env_id}, training task {arguments.task}, {seeds} seeds, mean and range")
+    figure.suptitle(f"{env_id}, training task {arguments.task}\n{seeds} seeds, mean and range")
     figure.tight_layout()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(arguments.out, dpi=120)

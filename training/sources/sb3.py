@@ -89,7 +89,7 @@ class HistoryRecorder(VecEnvWrapper):
         """Note what came of it."""
         observations, rewards, dones, infos = self.venv.step_wait()
         truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
-        self._rows["rewards"].append(rewards)
+        self._rows["rewards"].append(np.array(rewards))  # PPO adds the value of cut episodes to the array it gets
         self._rows["terminated"].append(dones & ~truncated)
         self._rows["truncated"].append(dones & truncated)
         for row in np.flatnonzero(dones):

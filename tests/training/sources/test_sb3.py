@@ -45,6 +45,17 @@ def test_off_policy_algorithms_are_recorded(algorithm: str, tmp_path: Path) -> N
         np.testing.assert_array_equal(after, observation.astype(np.float32))
 
 
+def test_ppo_is_recorded_with_the_environments_own_rewards(tmp_path: Path) -> None:
+    """It adds the value of what a cut episode would still have brought to the rewards that it was given."""
+    config = replace(SMALL, shard_steps=100)
+    history: Any = collect_sb3("sb3-ppo", config, tmp_path, 3, {**PPO, "n_steps": 100}, quiet=True).history(0)
+    np.testing.assert_array_equal(np.flatnonzero(history.truncated), [49, 99])
+    env = gymnasium.make(ENV_ID, task=HistoryDataset(tmp_path).task(0))
+    env.reset(seed=config.seed)  # SB3 seeds its first environment so
+    for t in range(50):
+        assert history.rewards[t] == np.float32(env.step(np.clip(history.actions[t], -1, 1))[1])
+
+
 def test_a_shard_in_which_no_episode_ends(tmp_path: Path) -> None:
     written: list[dict[str, np.ndarray]] = []
     envs = DummyVecEnv([lambda: gymnasium.make(ENV_ID) for _ in range(2)])
