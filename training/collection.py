@@ -200,7 +200,7 @@ def collect(
         ConfigError: steps that do not divide, or an engine that cannot collect this.
         DatasetError: the directory holds another collection, or another process writes there.
     """
-    _check(config)
+    check_collection(config)
     manifest = collection_manifest(config)
     engine = engine or LocalEngine()
     engine.check(config, manifest)
@@ -446,12 +446,21 @@ def _tasks_of(part: str, split: TaskSplit, seed: int) -> Sequence[Task]:
     return env_definition(split.env_id).sample_tasks(int(count), np.random.SeedSequence([seed, SAMPLED]))
 
 
-def _check(config: CollectionConfig) -> None:
+def check_collection(config: CollectionConfig) -> None:
+    """Settings that do not go together.
+
+    Raises:
+        ConfigError: says which, and what was expected.
+    """
+    if config.ppo.symmetric and not (config.task_informed and env_definition(config.env_id).symmetries):
+        raise ConfigError("symmetric is for a task-informed learner of an environment whose definition has symmetries")
     if config.shard_steps % config.interval:
         raise ConfigError(f"shard_steps {config.shard_steps} is no multiple of the roll-out's {config.interval} steps")
     if config.specialise_steps_per_task:
         if not config.task_informed or config.specialise is None or config.sac is not None:
             raise ConfigError("learners specialise from one task-informed PPO, by hyper-parameters of their own")
+        if config.specialise.symmetric:
+            raise ConfigError("a specialised learner has one task, which symmetries would change: not symmetric")
         if config.specialise.n_steps != config.ppo.n_steps:
             raise ConfigError(
                 f"a specialised learner's roll-outs have as many steps as the informed one's {config.ppo.n_steps}, "

@@ -81,7 +81,7 @@ _ON_POLICY: dict[tuple[str, str], Mapping[str, Any]] = {
     # Lives of up to 60 episodes, cut into rounds of 10 or 5.
     (_PUSHER_GOAL, "laptop"): {
         **_ON_POLICY_LAPTOP,
-        "on_policy": OnPolicyConfig(short_episodes=4, short_fraction=0.3, life_rounds=6),
+        "on_policy": OnPolicyConfig(rows_per_task=1, short_episodes=4, short_fraction=0.3, life_rounds=6),
         "episodes": 10,
         "updates": 1000,
         "batch_size": 16,
