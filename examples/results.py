@@ -1,7 +1,8 @@
 """Redraw every figure and table of the pretrained agents from the raw results beside their checkpoints, in seconds.
 
-For each environment: the return per episode (the paper's Figure 1) and the reward inside the first episode; the
-normalized return of the last episodes task by task; the rows of README's table; the paired difference of the agents.
+The return per episode in all environments (the paper's Figure 1). For each environment: the same and the reward inside
+the first episode; the normalized return of the last episodes task by task; the rows of README's table; the paired
+difference of the agents. Then rows of what else was measured: controls, other splits, longer lives.
 """
 
 import argparse
@@ -14,10 +15,11 @@ from icrl_agents.envs import env_definition, short_name
 from icrl_agents.evaluation import LAST_EPISODES, EvalResult, paired_difference
 from icrl_agents.hub import packaged
 from icrl_agents.model_card import quoted
-from icrl_agents.plots import plot_results
+from icrl_agents.plots import plot_environments, plot_results
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--checkpoints", type=Path, default=packaged(), help="folder of folders with an evaluation.json")
+parser.add_argument("--others", type=Path, default=Path("docs/results"), help="folder of other results' JSON")
 parser.add_argument("--out", type=Path, default=Path("docs/images"))
 arguments = parser.parse_args()
 
@@ -40,22 +42,30 @@ def by_task(results: list[EvalResult], path: Path) -> None:
     figure.savefig(path)
 
 
+def table_row(name: str, result: EvalResult) -> str:
+    """As in README's table."""
+    s = result.summary
+    cells = [f"`{name}`", quoted(s["first_return"]), quoted(s["final_return"])]
+    cells += [quoted(s[key]) for key in ("final_normalized_of_means", "final_normalized")]
+    return "| " + " | ".join([*cells, f"{s['final_normalized']['iqm']:.2f}"]) + " |"
+
+
 found = [EvalResult.load(path) for path in sorted(arguments.checkpoints.glob("*/evaluation.json"))]
 arguments.out.mkdir(parents=True, exist_ok=True)
+print("picture:", plot_environments(found, arguments.out / "environments.png"))
 for env_id in dict.fromkeys(result.env_id for result in found):
     results = [result for result in found if result.env_id == env_id]
     name = short_name(env_id)
     print("picture:", plot_results(results, arguments.out / f"{name}.png"))
     by_task(results, arguments.out / f"{name}-by-task.png")
     for result in results:
-        s = result.summary
-        cells = [f"`{result.agent}`", quoted(s["first_return"]), quoted(s["final_return"])]
-        cells += [quoted(s[key]) for key in ("final_normalized_of_means", "final_normalized")]
-        print("| " + " | ".join([*cells, f"{s['final_normalized']['iqm']:.2f}"]) + " |")
+        print(table_row(result.agent, result))
         swapped = result.controls.get("swapped_rewards")
         if swapped:
             print(f"  swapped rewards: nearer to the rewarded task in {swapped['nearer_to_rewarded']:.0%}")
-        print(f"  episodes until 90 % of its gain: {s['episodes_to_90_percent_of_gain']}")
+        print(f"  episodes until 90 % of its gain: {result.summary['episodes_to_90_percent_of_gain']}")
     for other in results[1:]:
         difference = paired_difference(results[0], other)
         print(f"{results[0].agent} minus {other.agent}, paired by task: {quoted(difference, 3)}")
+for path in sorted(arguments.others.glob("*.json")):
+    print(table_row(path.stem, EvalResult.load(path)))

@@ -37,36 +37,78 @@ def plot_results(results: Sequence[EvalResult], path: str | Path) -> Path:
     if len({(r.env_id, r.split, r.subset) for r in results}) != 1:
         raise InputError("a figure shows results of exactly one environment, split and subset")
     first = results[0]
-    figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=150)
-    formats = figure.canvas.get_supported_filetypes()
-    if path.suffix.lower().removeprefix(".") not in formats:
-        raise InputError(f"{path}: expected a name that ends in one of .{', .'.join(sorted(formats))}")
+    figure = _figure(path, (11, 4.2))
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    _returns(left, results)
     for result, color in zip(results, _COLORS * len(results), strict=False):
-        episodes = np.arange(1, len(result.returns[0]) + 1)
-        band = "95 % interval over tasks" if result is results[-1] else None
-        _band(left, episodes, np.asarray(result.returns), color, result.agent, band)
         steps = np.arange(1, len(result.first_episode[0]) + 1)
         _band(right, steps, np.asarray(result.first_episode), color, f"{result.agent}, episode 1", None)
         right.plot(steps, np.mean(result.last_episode, 0), color=color, ls=":", label=f"{result.agent}, last episode")
-    for name, style, text in (
-        ("oracle", "--", "oracle: was told the goal"),
-        ("blind", "-.", "blind: sees neither goal nor reward"),
-        ("zero", ":", "no action"),
-    ):
-        level = float(np.mean(first.anchors[name]))
-        left.axhline(level, color="#555555", ls=style, lw=1.2, label=f"{text} ({level:.1f})")
-    left.set(xlabel="episode of an unseen task", ylabel="return per episode", xlim=(1, max(2, len(first.returns[0]))))
     left.set_title(f"{short_name(first.env_id)}: {len(first.tasks)} unseen tasks, no weight update")
     right.set(xlabel="step", ylabel="reward per step")
     right.set_title("inside the first episode")
-    for axes in (left, right):
+    return _saved(figure, path)
+
+
+def plot_environments(results: Sequence[EvalResult], path: str | Path) -> Path:
+    """Draw the return per episode in several environments, a panel each, as the paper's Figure 1.
+
+    Args:
+        results: of any environments, in the order of the panels; each environment's of one split and subset.
+        path: of the picture; the ending gives the format.
+
+    Raises:
+        InputError: nothing to draw, one environment's results of several subsets, or no format of pictures.
+    """
+    path = Path(path)
+    of_envs = {env_id: [r for r in results if r.env_id == env_id] for env_id in dict.fromkeys(r.env_id for r in results)}
+    if not results or any(len({(r.split, r.subset) for r in own}) != 1 for own in of_envs.values()):
+        raise InputError("a figure shows results, of each environment those of exactly one split and subset")
+    rows = (len(of_envs) + 1) // 2
+    figure = _figure(path, (11, 3.8 * rows))
+    panels = figure.subplots(rows, 2, squeeze=False).reshape(-1)
+    for panel, own in zip(panels, of_envs.values(), strict=False):
+        _returns(panel, own)
+        panel.set_title(f"{short_name(own[0].env_id)}, {len(own[0].tasks)} unseen tasks")
+    for panel in panels[len(of_envs) :]:
+        figure.delaxes(panel)
+    return _saved(figure, path)
+
+
+def _figure(path: Path, size: tuple[float, float]) -> Figure:
+    """An empty one that can be saved under the path."""
+    figure = Figure(figsize=size, layout="constrained", dpi=150)
+    formats = figure.canvas.get_supported_filetypes()
+    if path.suffix.lower().removeprefix(".") not in formats:
+        raise InputError(f"{path}: expected a name that ends in one of .{', .'.join(sorted(formats))}")
+    return figure
+
+
+def _saved(figure: Figure, path: Path) -> Path:
+    for axes in figure.axes:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
+
+
+def _returns(axes: Axes, results: Sequence[EvalResult]) -> None:
+    """Return per episode of one environment's agents, and its anchors."""
+    for result, color in zip(results, _COLORS * len(results), strict=False):
+        episodes = np.arange(1, len(result.returns[0]) + 1)
+        band = "95 % interval over tasks" if result is results[-1] else None
+        _band(axes, episodes, np.asarray(result.returns), color, result.agent, band)
+    for name, style, text in (
+        ("oracle", "--", "oracle: was told the task"),
+        ("blind", "-.", "blind: sees neither task nor reward"),
+        ("zero", ":", "no action"),
+    ):
+        level = float(np.mean(results[0].anchors[name]))
+        axes.axhline(level, color="#555555", ls=style, lw=1.2, label=f"{text} ({level:.1f})")
+    axes.set(xlabel="episode of an unseen task", ylabel="return per episode")
+    axes.set_xlim(1, max(2, max(len(result.returns[0]) for result in results)))
 
 
 def _band(axes: Axes, x: np.ndarray, values: np.ndarray, color: str, label: str, band: str | None) -> None:

@@ -9,7 +9,7 @@ from matplotlib.image import imread
 
 from icrl_agents.errors import InputError
 from icrl_agents.evaluation import EvalResult
-from icrl_agents.plots import plot_results
+from icrl_agents.plots import plot_environments, plot_results
 
 BLUE, ORANGE = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
 
@@ -90,3 +90,20 @@ def test_what_has_no_common_axis_is_not_drawn(tmp_path: Path, change: dict[str, 
 def test_nothing_is_not_drawn(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="exactly one"):
         plot_results([], tmp_path / "figure.png")
+
+
+def test_several_environments_have_a_panel_each(tmp_path: Path) -> None:
+    ours, other = invented(), replace(invented("other", episodes=7), env_id="icrl/AntDir-v0")
+    path = plot_environments([ours, invented("second"), other], tmp_path / "all.png")
+    assert path.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("change", [{"split": "macaw"}, {"subset": "val"}])
+def test_a_panel_shows_one_subset(tmp_path: Path, change: dict[str, str]) -> None:
+    with pytest.raises(InputError, match="exactly one split and subset"):
+        plot_environments([invented(), replace(invented(), **change)], tmp_path / "all.png")
+
+
+def test_no_environments_are_no_figure(tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        plot_environments([], tmp_path / "all.png")
