@@ -15,7 +15,7 @@ import gymnasium
 from gymnasium.envs.registration import load_env_creator
 
 from icrl_agents.envs.anchors import Anchors, load_anchors
-from icrl_agents.envs.definition import MetaEnvDefinition, PhysicsState, SignedPermutation, Symmetry, Task
+from icrl_agents.envs.definition import MetaEnvDefinition, PhysicsState, Task
 from icrl_agents.envs.single import MetaEnv
 from icrl_agents.envs.splits import TaskSplit, split_names, split_of
 from icrl_agents.envs.vector import MetaVectorEnv
@@ -142,8 +142,6 @@ __all__ = [
     "MetaEnvDefinition",
     "MetaVectorEnv",
     "PhysicsState",
-    "SignedPermutation",
-    "Symmetry",
     "Task",
     "TaskSplit",
     "env_definition",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from icrl_agents.envs.definition import MetaEnvDefinition, PhysicsState, SignedPermutation, Symmetry, Task
+from icrl_agents.envs.definition import MetaEnvDefinition, PhysicsState, Task
 from icrl_agents.envs.markers import ACTUAL, TARGET, Color, Marker, arrow
 from icrl_agents.envs.single import MetaEnv
 from icrl_agents.envs.vector import MetaVectorEnv
@@ -18,38 +18,6 @@ HEALTHY_Z = (0.2, 1.0)
 _TORSO = 1  # body index in ant.xml
 _ARROW_START = 0.3  # m from the torso's centre, whose radius is 0.25
 _STEP_SECONDS = 0.05  # five physics steps of 0.01 s
-
-
-_ANKLE_SIGNS = np.array([1, -1, -1, 1])
-"""Which way each ankle's angle counts: in ant.xml the axes of opposite legs are parallel."""
-
-
-def _symmetry(legs_from: tuple[int, ...], turned: bool) -> Symmetry:
-    """Of the ant, turned by 90 degrees about the vertical, or mirrored in the plane of x and z.
-
-    Turned world and body together, the orientation q becomes R q R^-1, so that its vector part turns like any other;
-    mirrored, rotations (and the quaternion's vector part) go the other way round where the vectors stay.
-
-    Args:
-        legs_from: which leg comes to the place of each, in the order of ant.xml: 45, 135, 225 and 315 degrees.
-        turned: turned rather than mirrored.
-    """
-    xy, vector, rotation = ([1, 0], [-1, 1, 1], [-1, 1, 1]) if turned else ([0, 1], [1, -1, 1], [-1, 1, -1])
-    place, vector_sign, rotation_sign = np.array([*xy, 2]), np.array(vector), np.array(rotation)
-    hip_sign = 1 if turned else -1
-    legs = np.array(legs_from)
-    joints = SignedPermutation(
-        np.stack([2 * legs, 2 * legs + 1], 1).reshape(-1),
-        np.stack([np.full(4, hip_sign), _ANKLE_SIGNS * _ANKLE_SIGNS[legs]], 1).reshape(-1),
-    )
-    moved, rotated = SignedPermutation(place, vector_sign), SignedPermutation(place, rotation_sign)
-    height = w = SignedPermutation.identity(1)
-    motors = np.roll(np.arange(8), 2)  # ant.xml names the fourth leg's motors first
-    return Symmetry(
-        observation=SignedPermutation.joined(height, w, rotated, joints, moved, rotated, joints),
-        action=SignedPermutation((joints.index[motors] + 2) % 8, joints.sign[motors]),
-        task=SignedPermutation(place[:2], vector_sign[:2]),
-    )
 
 
 class AntDirDefinition(MetaEnvDefinition):
@@ -85,13 +53,6 @@ class AntDirDefinition(MetaEnvDefinition):
         """Cosine and sine ``[2]``: neighbouring directions have neighbouring vectors all around."""
         (direction,) = self.task_numbers(task)
         return np.array([math.cos(direction), math.sin(direction)])
-
-    @property
-    def symmetries(self) -> Sequence[Symmetry]:
-        """The square's: a quarter turn takes each leg to the place of the next, a mirror swaps left and right."""
-        turn, mirror = _symmetry(legs_from=(3, 0, 1, 2), turned=True), _symmetry(legs_from=(3, 2, 1, 0), turned=False)
-        turns = [turn, turn.after(turn), turn.after(turn).after(turn)]
-        return [*turns, mirror, *(turned.after(mirror) for turned in turns)]
 
     def initial_state(
         self, init_qpos: np.ndarray, init_qvel: np.ndarray, rng: np.random.Generator

@@ -36,62 +36,6 @@ class PhysicsState:
     xpos: np.ndarray
 
 
-@dataclass(frozen=True)
-class SignedPermutation:
-    """What a symmetry does to a vector: entries change places and signs.
-
-    Attributes:
-        index: ``[n]``, which entry comes to each place.
-        sign: ``[n]``, 1 or -1.
-    """
-
-    index: np.ndarray
-    sign: np.ndarray
-
-    def __call__(self, vectors: np.ndarray) -> np.ndarray:
-        """Of vectors ``[..., n]``."""
-        return vectors[..., self.index] * self.sign
-
-    def after(self, first: "SignedPermutation") -> "SignedPermutation":
-        """First the other, then this."""
-        return SignedPermutation(first.index[self.index], first.sign[self.index] * self.sign)
-
-    @classmethod
-    def identity(cls, size: int) -> "SignedPermutation":
-        """Leaves n entries as they are."""
-        return cls(np.arange(size), np.ones(size))
-
-    @classmethod
-    def joined(cls, *parts: "SignedPermutation") -> "SignedPermutation":
-        """Of vectors put together from several, each with its own."""
-        starts = np.cumsum([0, *(len(part.index) for part in parts)])
-        return cls(
-            np.concatenate([part.index + start for part, start in zip(parts, starts, strict=False)]),
-            np.concatenate([part.sign for part in parts]),
-        )
-
-
-@dataclass(frozen=True)
-class Symmetry:
-    """Turning or mirroring the world: what was possible and paid before is possible and pays as much after.
-
-    Attributes:
-        observation: of observations.
-        action: of actions.
-        task: of task vectors.
-    """
-
-    observation: SignedPermutation
-    action: SignedPermutation
-    task: SignedPermutation
-
-    def after(self, first: "Symmetry") -> "Symmetry":
-        """First the other, then this."""
-        return Symmetry(
-            self.observation.after(first.observation), self.action.after(first.action), self.task.after(first.task)
-        )
-
-
 class MetaEnvDefinition(ABC):
     """Everything that distinguishes one meta-environment from another.
 
@@ -170,11 +114,6 @@ class MetaEnvDefinition(ABC):
             TaskError: as :meth:`task_numbers`.
         """
         return self.task_numbers(task)
-
-    @property
-    def symmetries(self) -> Sequence[Symmetry]:
-        """All symmetries of body and tasks but for doing nothing, which sources may learn from; default: none."""
-        return ()
 
     def canonical_task(self, task: Task) -> dict[str, Any]:
         """The task as a plain, JSON-able dict of its own, validated."""

@@ -61,7 +61,9 @@ def plot_environments(results: Sequence[EvalResult], path: str | Path) -> Path:
         InputError: nothing to draw, one environment's results of several subsets, or no format of pictures.
     """
     path = Path(path)
-    of_envs = {env_id: [r for r in results if r.env_id == env_id] for env_id in dict.fromkeys(r.env_id for r in results)}
+    of_envs = {
+        env_id: [r for r in results if r.env_id == env_id] for env_id in dict.fromkeys(r.env_id for r in results)
+    }
     if not results or any(len({(r.split, r.subset) for r in own}) != 1 for own in of_envs.values()):
         raise InputError("a figure shows results, of each environment those of exactly one split and subset")
     rows = (len(of_envs) + 1) // 2

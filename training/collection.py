@@ -452,15 +452,9 @@ def check_collection(config: CollectionConfig) -> None:
     Raises:
         ConfigError: says which, and what was expected.
     """
-    if config.ppo.symmetric and not (config.task_informed and env_definition(config.env_id).symmetries):
-        raise ConfigError("symmetric is for a task-informed learner of an environment whose definition has symmetries")
-    if config.shard_steps % config.interval:
-        raise ConfigError(f"shard_steps {config.shard_steps} is no multiple of the roll-out's {config.interval} steps")
     if config.specialise_steps_per_task:
         if not config.task_informed or config.specialise is None or config.sac is not None:
             raise ConfigError("learners specialise from one task-informed PPO, by hyper-parameters of their own")
-        if config.specialise.symmetric:
-            raise ConfigError("a specialised learner has one task, which symmetries would change: not symmetric")
         if config.specialise.n_steps != config.ppo.n_steps:
             raise ConfigError(
                 f"a specialised learner's roll-outs have as many steps as the informed one's {config.ppo.n_steps}, "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from icrl_agents.envs import MetaVectorEnv
 from icrl_agents.training.sources.policies import snapshot_by_task
-from icrl_agents.training.sources.ppo import Images, PPOConfig, TaskParallelPPO
+from icrl_agents.training.sources.ppo import PPOConfig, TaskParallelPPO
 from icrl_agents.training.sources.rollouts import Recording, RolloutCollector
 
 
@@ -49,7 +49,6 @@ class OnPolicySource:
             seeds,
             env.num_envs // len(seeds),
             iterations,
-            Images(env.definition.symmetries, informed=task_informed) if config.symmetric else None,
         )
         seen = np.repeat(tasks, env.num_envs // len(tasks), axis=0) if task_informed else None
         self._collector = RolloutCollector(env, self.learner, observations, seen)

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from icrl_agents.envs import SignedPermutation, Symmetry
 from icrl_agents.errors import ConfigError
 from icrl_agents.training.sources.batched import BatchedMLP, RunningMoments, clip_grad_norms
 
@@ -37,8 +36,6 @@ class PPOConfig:
         max_grad_norm: per learner.
         log_std_init: logarithm of the initial exploration noise.
         hidden: widths of the hidden layers of policy and value network.
-        symmetric: whether an informed learner learns from each sample as from a random one of its images under the
-            environment's symmetries (Abdolhosseini et al. 2019, "On learning symmetric locomotion", DUP).
     """
 
     n_steps: int = 100
@@ -54,7 +51,6 @@ class PPOConfig:
     max_grad_norm: float = 0.5
     log_std_init: float = -0.7
     hidden: tuple[int, ...] = (64, 64)
-    symmetric: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,36 +74,6 @@ class Rollout:
     done: Tensor
 
 
-class Images:
-    """What symmetries of an environment make of samples.
-
-    Args:
-        symmetries: of the environment, without doing nothing.
-        informed: whether the observations end with the task vector.
-    """
-
-    def __init__(self, symmetries: Sequence[Symmetry], *, informed: bool) -> None:
-        seen = [SignedPermutation.joined(s.observation, s.task) if informed else s.observation for s in symmetries]
-        self._observations, self._actions = _table(seen), _table([s.action for s in symmetries])
-        self.count = len(symmetries) + 1
-
-    def of(self, observations: Tensor, actions: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Images of observations ``[K, N, N_o]`` and actions ``[K, N, A]``, of each the chosen one ``[K, N]``."""
-        return tuple(
-            x.gather(-1, index[chosen]) * sign[chosen]
-            for x, (index, sign) in ((observations, self._observations), (actions, self._actions))
-        )  # type: ignore[return-value]
-
-
-def _table(permutations: Sequence[SignedPermutation]) -> tuple[Tensor, Tensor]:
-    """Indices and signs ``[1 + n, size]``, first those that leave everything as it is."""
-    every = [SignedPermutation.identity(len(permutations[0].index)), *permutations]
-    return (
-        torch.from_numpy(np.stack([p.index for p in every])),
-        torch.from_numpy(np.stack([p.sign for p in every])).float(),
-    )
-
-
 class TaskParallelPPO:
     """K independent PPO learners.
 
@@ -118,7 +84,6 @@ class TaskParallelPPO:
         seeds: one a learner; all its randomness derives from it, so it is the same whatever others are beside it.
         streams: S, environment rows a learner.
         iterations: roll-outs in the whole run, for the learning-rate schedule.
-        images: symmetries of what the policy sees and of its actions, each doing nothing first; None has none.
     """
 
     def __init__(
@@ -129,10 +94,8 @@ class TaskParallelPPO:
         seeds: Sequence[int],
         streams: int,
         iterations: int,
-        images: Images | None = None,
     ) -> None:
         self.config = config
-        self.images = images
         self.learners, self.streams = len(seeds), streams
         self.action_dim = action_dim
         self.iterations = iterations
@@ -217,8 +180,7 @@ class TaskParallelPPO:
         self._scale_rewards(rollout)
         with torch.no_grad():
             advantages, returns = self._advantages(rollout)
-            seen = rollout.observations.flatten(1, 2)  # [K, S T, N_o]
-            observations = self._normalized(seen)
+            observations = self._normalized(rollout.observations.flatten(1, 2))  # [K, S T, N_o]
             actions = rollout.actions.flatten(1, 2)
             old_log_prob = self._log_prob(observations, actions)
         lr = cfg.learning_rate * (1 - self.iteration / self.iterations if cfg.anneal else 1.0)
@@ -227,12 +189,7 @@ class TaskParallelPPO:
         size = samples // cfg.n_minibatches
         learner = torch.arange(self.learners)[:, None]
         permuting = [self._rng(k, 1) for k in range(self.learners)]
-        mirroring = [self._rng(k, 2) for k in range(self.learners)]
         for _ in range(cfg.n_epochs):
-            if self.images is not None:
-                chosen = np.stack([rng.integers(self.images.count, size=samples) for rng in mirroring])
-                image, actions = self.images.of(seen, rollout.actions.flatten(1, 2), torch.from_numpy(chosen))
-                observations = self._normalized(image)
             order = torch.from_numpy(np.stack([rng.permutation(samples) for rng in permuting]))
             for start in range(0, size * cfg.n_minibatches, size):
                 at = (learner, order[:, start : start + size])
@@ -241,7 +198,7 @@ class TaskParallelPPO:
                 loss.backward()
                 clip_grad_norms(self._parameters, cfg.max_grad_norm)
                 self._optimizer.step()
-        self.observation_moments.update(seen if self.images is None else image)
+        self.observation_moments.update(rollout.observations.flatten(1, 2))
         self.iteration += 1
 
     def _loss(self, observations: Tensor, actions: Tensor, old: Tensor, advantages: Tensor, returns: Tensor) -> Tensor:

@@ -119,9 +119,8 @@ _TASK_INFORMED: Mapping[str, CollectionConfig] = {
         "icrl/AntDir-v0",
         steps_per_task=300_000,
         task_informed=True,
-        # many short roll-outs learn three times as fast as few long ones, see docs/results.md
-        ppo=replace(_RUNNING_PPO, n_steps=25, n_minibatches=4, gamma=0.97, hidden=(256, 256), symmetric=True),
-        specialise=replace(_SPECIALISED, n_steps=25, gamma=0.97),
+        ppo=replace(_RUNNING_PPO, n_steps=100, n_minibatches=16, gamma=0.97, hidden=(256, 256)),
+        specialise=replace(_SPECIALISED, gamma=0.97),
     ),
 }
 """One learner has the samples of all tasks, and more to tell apart: a wider network, fewer steps a task."""
