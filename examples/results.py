@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from icrl_agents.envs import env_definition, short_name
 from icrl_agents.evaluation import LAST_EPISODES, EvalResult, paired_difference
-from icrl_agents.hub import packaged
+from icrl_agents.hub import load_checkpoint, packaged
 from icrl_agents.model_card import quoted
 from icrl_agents.plots import plot_environments, plot_results
 
@@ -42,12 +42,14 @@ def by_task(results: list[EvalResult], path: Path) -> None:
     figure.savefig(path)
 
 
-def table_row(name: str, result: EvalResult) -> str:
-    """As in README's table."""
+def table_row(name: str, result: EvalResult, parameters: int | None = None) -> str:
+    """As README's table has it."""
     s = result.summary
-    cells = [f"`{name}`", quoted(s["first_return"]), quoted(s["final_return"])]
-    cells += [quoted(s[key]) for key in ("final_normalized_of_means", "final_normalized")]
-    return "| " + " | ".join([*cells, f"{s['final_normalized']['iqm']:.2f}"]) + " |"
+    size = abs(s["final_return"]["mean"])
+    returns = [quoted(s[key], 0 if size >= 100 else 1 if size >= 10 else 2) for key in ("first_return", "final_return")]
+    ratios = [quoted(s[key]) for key in ("final_normalized_of_means", "final_normalized")]
+    count = [] if parameters is None else [f"{parameters:,}"]
+    return "| " + " | ".join([f"`{name}`", *count, *returns, *ratios, f"{s['final_normalized']['iqm']:.2f}"]) + " |"
 
 
 found = [EvalResult.load(path) for path in sorted(arguments.checkpoints.glob("*/evaluation.json"))]
@@ -59,7 +61,8 @@ for env_id in dict.fromkeys(result.env_id for result in found):
     print("picture:", plot_results(results, arguments.out / f"{name}.png"))
     by_task(results, arguments.out / f"{name}-by-task.png")
     for result in results:
-        print(table_row(result.agent, result))
+        model, _ = load_checkpoint(arguments.checkpoints / result.agent)
+        print(table_row(result.agent, result, sum(p.numel() for p in model.parameters())))
         swapped = result.controls.get("swapped_rewards")
         if swapped:
             print(f"  swapped rewards: nearer to the rewarded task in {swapped['nearer_to_rewarded']:.0%}")

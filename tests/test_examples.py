@@ -246,6 +246,9 @@ def test_results_are_redrawn_from_the_raw_ones(run_here: Callable[..., str], tmp
     for name in ("reacher-goal.png", "reacher-goal-by-task.png"):
         assert (tmp_path / "figures" / name).read_bytes().startswith(b"\x89PNG")
     raw = EvalResult.load(packaged() / "reacher-goal-mamba" / "evaluation.json")
-    row = next(line for line in out.splitlines() if line.startswith("| `reacher-goal-mamba`"))
-    assert f"{np.asarray(raw.returns)[:, -5:].mean():.2f} [" in row
+    rows = {line.split("`")[1]: line for line in out.splitlines() if line.startswith("| `")}
+    assert f"{np.asarray(raw.returns)[:, -5:].mean():.2f} [" in rows["reacher-goal-mamba"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in packaged().glob("*/evaluation.json"):
+        assert rows[path.parent.name] in readme  # every agent, by what was measured
     assert "reacher-goal-mamba minus reacher-goal-transformer" in out
