@@ -452,6 +452,8 @@ def check_collection(config: CollectionConfig) -> None:
     Raises:
         ConfigError: says which, and what was expected.
     """
+    if config.shard_steps % config.interval:
+        raise ConfigError(f"shard_steps {config.shard_steps} is no multiple of the roll-out's {config.interval} steps")
     if config.specialise_steps_per_task:
         if not config.task_informed or config.specialise is None or config.sac is not None:
             raise ConfigError("learners specialise from one task-informed PPO, by hyper-parameters of their own")
