@@ -51,6 +51,7 @@ class MetaEnvDefinition(ABC):
         task_keys: the keys of a task and how many numbers each holds; one that holds one is a number, not a list.
         task_in_physics: whether the task places something that the body can touch. Where it does not, the task changes
             nothing but the reward; where it does, observations are independent of it until contact.
+        privileged_dim: p, entries of :meth:`privileged`; 0 where the task says all that observations hide.
     """
 
     env_id: str
@@ -62,6 +63,7 @@ class MetaEnvDefinition(ABC):
     camera: Mapping[str, Any]
     task_keys: Mapping[str, int]
     task_in_physics: bool = False
+    privileged_dim: int = 0
 
     @property
     def model_path(self) -> Path:
@@ -143,6 +145,13 @@ class MetaEnvDefinition(ABC):
     @abstractmethod
     def observe(self, state: PhysicsState) -> np.ndarray:
         """Observations ``[n, observation_dim]`` float64, freshly allocated."""
+
+    def privileged(self, state: PhysicsState) -> np.ndarray:
+        """What observations hide and the task does not say because it changes, ``[n, privileged_dim]`` float64.
+
+        For training alone: a teacher may see it, an agent never does. Default: nothing.
+        """
+        return np.empty((len(state.qpos), 0))
 
     def remember(self, state: PhysicsState) -> Any:
         """What the reward needs of the state before the step, copied; default: nothing."""

@@ -40,6 +40,7 @@ class PusherGoalDefinition(MetaEnvDefinition):
     }
     task_keys: Mapping[str, int] = {"object": 2, "goal": 2}
     task_in_physics = True
+    privileged_dim = 2
 
     def sample_task(self, rng: np.random.Generator) -> Task:
         while True:  # rejection: uniform in the disk
@@ -78,6 +79,10 @@ class PusherGoalDefinition(MetaEnvDefinition):
         return np.concatenate(
             [state.qpos[:, :_ARM_JOINTS], state.qvel[:, :_ARM_JOINTS], state.xpos[:, _FINGERTIP]], axis=1
         )
+
+    def privileged(self, state: PhysicsState) -> np.ndarray:
+        """Where the object is now ``[n, 2]``: x, y in m as in a task."""
+        return state.qpos[:, [-3, -4]]
 
     def reward(
         self, before: Any, state: PhysicsState, action: np.ndarray, tasks: np.ndarray

@@ -105,6 +105,7 @@ class MetaVectorEnv(VectorEnv):
         self._rngs: list[np.random.Generator | None] = [None] * num_envs
         self._elapsed = np.zeros(num_envs, np.int64)
         self._last_observations = np.empty((num_envs, definition.observation_dim))
+        self._last_privileged = np.empty((num_envs, definition.privileged_dim))
         self._everywhere = np.ones(num_envs, bool)
         self._everywhere.setflags(write=False)  # infos hand it out
         self._renderer: mujoco.Renderer | None = None
@@ -124,6 +125,16 @@ class MetaVectorEnv(VectorEnv):
             NoTaskYetError: no reset has settled them yet.
         """
         return [choice.held for choice in self._choices]
+
+    @property
+    def privileged(self) -> np.ndarray:
+        """What the definition calls privileged ``[n, p]``, of the state that the current observations show."""
+        return self.definition.privileged(self._state)
+
+    @property
+    def following_privileged(self) -> np.ndarray:
+        """``[n, p]`` as the last step left it, before any autoreset; beside ``info["final_obs"]``."""
+        return self._last_privileged.copy()
 
     def set_tasks(self, tasks: Sequence[Task | None]) -> None:
         """Give the tasks, one per row, that hold from each row's next reset on; None leaves a row its own.
@@ -192,6 +203,7 @@ class MetaVectorEnv(VectorEnv):
         failed = self._advance()
         self._elapsed += 1
         after = outcome(at, before, self._state, actions, self._task_vectors, self._last_observations, failed)
+        self._last_privileged = at.privileged(self._state)
         truncated = self._elapsed >= self.horizon
         observations = after.observations
         info = _by_row(after.infos, self._everywhere)

@@ -86,13 +86,18 @@ def measure_anchors(
         acting["blind"] = train_blind(config, blind_iterations, quiet=quiet)
     if "oracle" in only:
         acting["oracle"] = _oracle(config, directory, tasks, low, high, quiet)
-    returns = {name: evaluate_policies(act, env_id, tasks, seed).mean(1) for name, act in acting.items()}
+    returns = {
+        name: evaluate_policies(act, env_id, tasks, seed, privileged=config.privileged and name == "oracle").mean(1)
+        for name, act in acting.items()
+    }
     val = slice(0, len(split.val))
     details: dict[str, Any] = {"episodes_per_task": EVALUATION_EPISODES, "seed": seed}
     if "oracle" in only:
         floor = ORACLE_FLOOR[env_id]
         if returns["oracle"].min() < floor:
             raise DatasetError(f"an oracle reached only {returns['oracle'].min():.2f}, below {floor}: train it longer")
+        if config.privileged:
+            details["privileged"] = "the oracle sees what the environment calls so"
         details["oracle"] = (
             f"task-parallel PPO, one learner a task, {config.steps_per_task} steps each, mean action"
             if config.informed is None
@@ -133,7 +138,8 @@ def _oracle(
         ).act
     definition = env_definition(config.env_id)
     vectors = np.stack([definition.task_vector(task) for task in tasks])
-    learner = TaskParallelPPO(config.ppo, definition.observation_dim + vectors.shape[1], len(low), [0], 1, 1)
+    seen = definition.observation_dim + (definition.privileged_dim if config.privileged else 0) + vectors.shape[1]
+    learner = TaskParallelPPO(config.ppo, seen, len(low), [0], 1, 1)
     learner.load_state_dict(
         {name: torch.from_numpy(array.copy()) for name, array in HistoryDataset(config.informed).learner().items()}
     )
@@ -143,7 +149,10 @@ def _oracle(
     learned = collect(replace(config, subset="val+test"), directory, quiet=quiet)
     special = SnapshotPolicies(learned.snapshot(), low, high)
     choosing = config.seed + 1  # other initial states than those that count
-    before, after = (evaluate_policies(p.act, config.env_id, tasks, choosing).mean(1) for p in (informed, special))
+    before, after = (
+        evaluate_policies(p.act, config.env_id, tasks, choosing, privileged=config.privileged).mean(1)
+        for p in (informed, special)
+    )
     better = (after >= before)[:, None, None]
     return lambda observations: np.where(better, special.act(observations), informed.act(observations))
 

@@ -28,7 +28,7 @@ from icrl_agents.training.sources.off_policy import OffPolicySource
 from icrl_agents.training.sources.on_policy import OnPolicySource
 from icrl_agents.training.sources.policies import SnapshotPolicies
 from icrl_agents.training.sources.ppo import PPOConfig
-from icrl_agents.training.sources.rollouts import Recording
+from icrl_agents.training.sources.rollouts import Recording, with_privileged
 from icrl_agents.training.sources.sac import SACConfig
 
 SAMPLED = int.from_bytes(b"sampled")
@@ -53,6 +53,7 @@ class CollectionConfig:
         snapshots: policies kept per learner, evenly spaced.
         seed: of everything.
         task_informed: one learner over all tasks whose policy sees the task vector, instead of one learner a task.
+        privileged: let the policies of a task-informed PPO also see what the environment calls privileged.
         ppo: the source algorithm's hyper-parameters.
         specialise_steps_per_task: steps that follow, in which the one informed learner has become one learner a task;
             0 does without.
@@ -71,6 +72,7 @@ class CollectionConfig:
     snapshots: int = 40
     seed: int = 0
     task_informed: bool = False
+    privileged: bool = False
     ppo: PPOConfig = field(default_factory=PPOConfig)
     specialise_steps_per_task: int = 0
     specialise: PPOConfig | None = None
@@ -242,7 +244,10 @@ def _collect(
     stored = HistoryDataset(writer.directory, require_complete=False)
     space: Any = make_rows(config.env_id, manifest.tasks[:1], 1).single_action_space
     policies = SnapshotPolicies(stored.snapshot(), space.low, space.high)
-    writer.finish(evaluate_policies(policies.act, config.env_id, list(manifest.tasks), config.seed).mean(1))
+    returns = evaluate_policies(
+        policies.act, config.env_id, list(manifest.tasks), config.seed, privileged=config.privileged
+    )
+    writer.finish(returns.mean(1))
 
 
 class Source:
@@ -286,7 +291,14 @@ class Source:
         if config.sac is None:
             iterations = config.shared_steps // config.ppo.n_steps
             self._learners = OnPolicySource(
-                config.ppo, env, observations, tasks, seeds, iterations, task_informed=config.task_informed
+                config.ppo,
+                env,
+                observations,
+                tasks,
+                seeds,
+                iterations,
+                task_informed=config.task_informed,
+                privileged=config.privileged,
             )
             if config.informed is not None:
                 self._learners.begin_from(HistoryDataset(config.informed).learner())
@@ -353,6 +365,8 @@ def evaluate_policies(
     tasks: list[Any],
     seed: int,
     episodes: int = EVALUATION_EPISODES,
+    *,
+    privileged: bool = False,
 ) -> np.ndarray:
     """Returns of policies without memory, one a task.
 
@@ -362,6 +376,7 @@ def evaluate_policies(
         tasks: K tasks.
         seed: of the initial states.
         episodes: of each task.
+        privileged: whether what ``act`` is given has behind the observation what the environment calls privileged.
 
     Returns:
         ``[K, episodes]``, undiscounted.
@@ -371,7 +386,8 @@ def evaluate_policies(
     returns = np.zeros(env.num_envs)
     running = np.ones(env.num_envs, bool)
     while running.any():
-        actions = act(observations.reshape(len(tasks), episodes, -1)).reshape(env.num_envs, -1)
+        seen = with_privileged(observations, env) if privileged else observations
+        actions = act(seen.reshape(len(tasks), episodes, -1)).reshape(env.num_envs, -1)
         observations, rewards, terminated, truncated, _ = env.step(actions)
         returns += rewards * running
         running &= ~(terminated | truncated)
@@ -406,12 +422,14 @@ def collection_manifest(config: CollectionConfig) -> Manifest:
     tasks = [task for part in config.subset.split("+") for task in _tasks_of(part, split, config.seed)]
     probe = make_rows(config.env_id, tasks[:1], 1)
     algorithm = "PPO" if config.sac is None else config.sac.algorithm
-    specialised: dict[str, Any] = {}
+    beyond: dict[str, Any] = {}
+    if config.privileged:
+        beyond["privileged"] = True
     if config.specialise is not None and config.specialise_steps_per_task:
-        specialised["specialise_steps_per_task"] = config.specialise_steps_per_task
-        specialised["specialise"] = dataclasses.asdict(config.specialise)
+        beyond["specialise_steps_per_task"] = config.specialise_steps_per_task
+        beyond["specialise"] = dataclasses.asdict(config.specialise)
     if config.informed is not None:
-        specialised["informed"] = HistoryDataset(config.informed).manifest.digest()
+        beyond["informed"] = HistoryDataset(config.informed).manifest.digest()
     return Manifest(
         env_id=config.env_id,
         mujoco_version=mujoco.__version__,
@@ -426,7 +444,7 @@ def collection_manifest(config: CollectionConfig) -> Manifest:
         source=f"task-informed {algorithm}" if config.task_informed else f"task-parallel {algorithm}",
         hyperparameters={
             **dataclasses.asdict(config.ppo if config.sac is None else config.sac),
-            **specialised,
+            **beyond,
             "steps_per_task": config.steps_per_task,
             "shard_steps": config.shard_steps,
             "snapshots": config.snapshots,
@@ -462,6 +480,11 @@ def check_collection(config: CollectionConfig) -> None:
                 f"a specialised learner's roll-outs have as many steps as the informed one's {config.ppo.n_steps}, "
                 f"got {config.specialise.n_steps}"
             )
+    if config.privileged:
+        if not config.task_informed or config.sac is not None:
+            raise ConfigError("what is privileged is for the policies of a task-informed PPO")
+        if not env_definition(config.env_id).privileged_dim:
+            raise ConfigError(f"{config.env_id} calls nothing privileged: its task says all that observations hide")
     if config.shared_steps < 1 and config.informed is None:
         raise ConfigError(
             f"steps_per_task {config.steps_per_task} over {config.streams} streams is less than one shard of "

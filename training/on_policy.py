@@ -44,13 +44,20 @@ LABELLED = 100
 
 
 class Teachers(Protocol):
-    """The task-informed policies of K tasks, e.g. :class:`icrl_agents.training.sources.policies.SnapshotPolicies`."""
+    """The task-informed policies of K tasks, e.g. :class:`icrl_agents.training.sources.policies.SnapshotPolicies`.
+
+    What they see has N_s entries: the observation, or behind it also what the environment calls privileged.
+    """
+
+    @property
+    def seen_dim(self) -> int:
+        """N_s."""
 
     def act(self, observations: np.ndarray) -> np.ndarray:
-        """Each policy on its own observations: ``[K, m, N_o]`` to ``[K, m, A]``."""
+        """Each policy on what it sees: ``[K, m, N_s]`` to ``[K, m, A]``."""
 
     def act_each(self, learners: np.ndarray, observations: np.ndarray) -> np.ndarray:
-        """Policy ``learners[r]`` on observation r: ``[R]`` and ``[R, N_o]`` to ``[R, A]``."""
+        """Policy ``learners[r]`` on what it sees, r: ``[R]`` and ``[R, N_s]`` to ``[R, A]``."""
 
     def __len__(self) -> int:
         """K."""
@@ -113,7 +120,7 @@ class OnPolicySampler:
         processes: that share the run; the first lets the student act, all get the round.
 
     Raises:
-        ConfigError: there are not as many teachers as tasks.
+        ConfigError: there are not as many teachers as tasks, or they see what the environment does not show.
     """
 
     def __init__(
@@ -139,6 +146,10 @@ class OnPolicySampler:
         self._batch_steps = batch_size * episodes * manifest.episode_steps
         self._episodes, self._seed = episodes, seed
         self._env = make_rows(manifest.env_id, manifest.tasks, config.rows_per_task)
+        shown = manifest.observation_dim, manifest.observation_dim + self._env.definition.privileged_dim
+        if teachers.seen_dim not in shown:
+            raise ConfigError(f"teachers see {teachers.seen_dim} entries, {manifest.env_id} shows them {shown}")
+        self._privileged = teachers.seen_dim > manifest.observation_dim
         self._kept: dict[int, dict[str, np.ndarray]] = {}
         self._lives: dict[str, np.ndarray] = {}
         self._random = np.random.default_rng([seed, 1])
@@ -216,7 +227,8 @@ class OnPolicySampler:
         student = InContextAgent(model, self._agent_config)
         observation, rounds_left, remembered = self._begin(student, rng)
         pending = student.get_state().tokens[:, model.layout.observation_dim :]
-        observations = np.empty((rows, steps, self._manifest.observation_dim), np.float32)
+        seen = np.empty((rows, steps, self._teachers.seen_dim), np.float32)
+        observations = seen[:, :, : self._manifest.observation_dim]
         actions = np.empty((rows, steps, self._manifest.action_dim), np.float32)
         rewards = np.empty((rows, steps), np.float32)
         ends = np.empty((2, rows, steps), bool)
@@ -224,8 +236,10 @@ class OnPolicySampler:
         actors, taught = self._actors(mode, other)
         for t in range(steps):
             observations[:, t] = observation
+            if self._privileged:
+                seen[:, t, observations.shape[2] :] = self._env.privileged
             action = student.act(observation)
-            action[taught] = self._teachers.act_each(actors[taught], observations[taught, t])
+            action[taught] = self._teachers.act_each(actors[taught], seen[taught, t])
             action = np.clip(action + noise[:, None] * rng.standard_normal(action.shape), low, high).astype(np.float32)
             actions[:, t] = action
             observation, rewards[:, t], ends[0, :, t], ends[1, :, t], _ = self._env.step(action)
@@ -239,7 +253,7 @@ class OnPolicySampler:
                 actors, taught = self._actors(mode, other)
         tokens = model.layout.encode_history(observations, actions, rewards, ends[0] | ends[1])
         tokens[:, 0, model.layout.observation_dim :] = pending
-        round_ = {"tokens": tokens, "targets": self._labels(observations)}
+        round_ = {"tokens": tokens, "targets": self._labels(seen)}
         if self._config.life_rounds == 1:
             return round_, {}
         memory = student.get_state()
@@ -288,10 +302,10 @@ class OnPolicySampler:
         own = np.repeat(np.arange(len(self._teachers)), self._config.rows_per_task)
         return np.where(mode == 1, own, other), np.flatnonzero(mode)
 
-    def _labels(self, observations: np.ndarray) -> np.ndarray:
-        """What each row's teacher would do ``[N, L, A]`` on observations ``[N, L, N_o]``."""
-        rows, steps, size = observations.shape
-        by_task = observations.reshape(len(self._teachers), self._config.rows_per_task, steps, size)
+    def _labels(self, seen: np.ndarray) -> np.ndarray:
+        """What each row's teacher would do ``[N, L, A]`` where it sees ``[N, L, N_s]``."""
+        rows, steps, size = seen.shape
+        by_task = seen.reshape(len(self._teachers), self._config.rows_per_task, steps, size)
         parts = [
             self._teachers.act(np.ascontiguousarray(by_task[:, :, t : t + LABELLED]).reshape(len(by_task), -1, size))
             for t in range(0, steps, LABELLED)

@@ -14,6 +14,7 @@ import torch
 from icrl_agents.agent import InContextAgent
 from icrl_agents.atomic import write_text_atomically
 from icrl_agents.envs import resolve_env_id, short_name
+from icrl_agents.errors import ConfigError
 from icrl_agents.evaluation import evaluate
 from icrl_agents.hub import load_checkpoint, save_checkpoint
 from icrl_agents.plots import plot_results
@@ -133,6 +134,11 @@ def run_training(
     dataset = HistoryDataset(histories)
     space = make_rows(env_id, dataset.manifest.tasks[:1], 1).single_action_space
     teachers = SnapshotPolicies(dataset.snapshot(), space.low, space.high)  # type: ignore[attr-defined]
+    if config.on_policy is None and teachers.seen_dim > dataset.manifest.observation_dim:
+        raise ConfigError(
+            f"{histories}: its final policies saw what histories do not hold; distil from them with method on-policy, "
+            "or take the target source_mean"
+        )
     return train(config, histories, checkpoint, teachers.act_as, teachers=teachers, quiet=quiet)
 
 

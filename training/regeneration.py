@@ -23,6 +23,7 @@ from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.training.collection import collection_progress, evaluate_policies, make_rows
 from icrl_agents.training.histories import HistoryDataset, HistoryWriter, Manifest
 from icrl_agents.training.sources.policies import SnapshotPolicies, snapshot_of_tasks
+from icrl_agents.training.sources.rollouts import with_privileged
 
 REGENERATED = "regenerated"
 """The source of such a dataset, as its manifest names it."""
@@ -166,6 +167,7 @@ class _Regeneration:
             source.manifest.tasks.index(task) if task in source.manifest.tasks else None for task in manifest.tasks
         ]
         self._loaded: tuple[int, SnapshotPolicies] | None = None
+        self._privileged = self._policies(0).seen_dim > manifest.observation_dim
 
     def run(self, writer: HistoryWriter, quiet: bool) -> None:
         """From where the writer stands to the end."""
@@ -190,7 +192,10 @@ class _Regeneration:
                 start = stop
         policies = SnapshotPolicies(self._tensors(-1), self._low, self._high)
         manifest = self._manifest
-        writer.finish(evaluate_policies(policies.act, manifest.env_id, list(manifest.tasks), manifest.seed).mean(1))
+        returns = evaluate_policies(
+            policies.act, manifest.env_id, list(manifest.tasks), manifest.seed, privileged=self._privileged
+        )
+        writer.finish(returns.mean(1))
 
     def _shard(self, start: int, stop: int, observations: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Steps ``[start, stop)`` of all histories, and the observations after them."""
@@ -204,7 +209,8 @@ class _Regeneration:
         draws = self._draws(start, steps)
         for t in range(steps):
             seen[:, t] = observations
-            mean, action = self._act(start + t, seen[:, t], draws[:, t])
+            shown = with_privileged(seen[:, t], env) if self._privileged else seen[:, t]
+            mean, action = self._act(start + t, shown, draws[:, t])
             means[:, t], executed[:, t] = mean, action
             observations, rewards[:, t], terminated[:, t], truncated[:, t], info = env.step(executed[:, t])
             for row in np.flatnonzero(info.get("_final_obs", False)):
@@ -226,7 +232,7 @@ class _Regeneration:
 
         Args:
             step: of the history.
-            observations: ``[H, N_o]``.
+            observations: ``[H, N_o]``, and behind them what is privileged, if the policies see that.
             draws: ``[H, A]``, normal or uniform in [0, 1) as the noise wants them.
         """
         tasks, streams = self._shape

@@ -38,6 +38,8 @@ Round = dict[str, np.ndarray]
 class LinearTeachers:
     """K policies that differ: ``tanh(W_k o + b_k)``."""
 
+    seen_dim = 8
+
     def __init__(self, count: int = len(TASKS)) -> None:
         rng = np.random.default_rng(4)
         self._weights, self._offsets = rng.normal(size=(count, 8, 2)) / 4, rng.normal(size=(count, 1, 2)) / 2

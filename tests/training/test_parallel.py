@@ -39,6 +39,7 @@ ON_POLICY = DistillationConfig(
     on_policy=OnPolicyConfig(round_updates=2, keep_rounds=2, short_episodes=2, teacher=(0.0, 0.5), noise=(0.0, 0.2)))
 
 class Teachers:
+    seen_dim = 8
     def __init__(self):
         self.weights = np.random.default_rng(4).normal(size=(3, 8, 2)) / 4
     def __len__(self):

@@ -27,6 +27,7 @@ class OnPolicySource:
         seeds: one a learner.
         iterations: roll-outs of the whole run.
         task_informed: whether learners see the task.
+        privileged: whether they also see what the environment calls privileged.
     """
 
     def __init__(
@@ -39,19 +40,22 @@ class OnPolicySource:
         iterations: int,
         *,
         task_informed: bool = False,
+        privileged: bool = False,
     ) -> None:
         space: Any = env.single_action_space
         self._env, self._tasks, self._informed = env, tasks, task_informed
         self.learner = TaskParallelPPO(
             config,
-            observations.shape[1] + (tasks.shape[1] if task_informed else 0),
+            observations.shape[1]
+            + (env.definition.privileged_dim if privileged else 0)
+            + (tasks.shape[1] if task_informed else 0),
             space.shape[0],
             seeds,
             env.num_envs // len(seeds),
             iterations,
         )
         seen = np.repeat(tasks, env.num_envs // len(tasks), axis=0) if task_informed else None
-        self._collector = RolloutCollector(env, self.learner, observations, seen)
+        self._collector = RolloutCollector(env, self.learner, observations, seen, privileged=privileged)
 
     @property
     def shared(self) -> bool:
@@ -65,7 +69,8 @@ class OnPolicySource:
     def specialise(self, config: PPOConfig, seeds: Sequence[int], iterations: int) -> None:
         """Let the one learner become one a task, see :meth:`TaskParallelPPO.specialised`."""
         self.learner = self.learner.specialised(config, self._tasks, seeds, iterations)
-        self._collector = RolloutCollector(self._env, self.learner, self._collector.observations)
+        before = self._collector
+        self._collector = RolloutCollector(self._env, self.learner, before.observations, privileged=before.privileged)
 
     def advance(self, steps: int) -> Recording:
         """One roll-out, which is so many steps in every row, and the updates from it."""

@@ -1,7 +1,8 @@
 """Source policies as their snapshots keep them, batched over tasks.
 
 A snapshot is a dict of tensors, first axis the task: ``observation_mean, observation_std [K, N_o]`` and the layers
-``weight_i [K, I, O]``, ``bias_i [K, 1, O]`` of a network on normalised observations. What kind it is says the integer
+``weight_i [K, I, O]``, ``bias_i [K, 1, O]`` of a network on normalised observations; those of a policy that sees what
+the environment calls privileged have that behind the observation, and N_o counts both. What kind it is says the integer
 tensor ``format [K]``:
 
 - 1, or no such tensor: a tanh network, inputs clipped to ±10, whose outputs are the means of a Gaussian that is clipped
@@ -125,6 +126,11 @@ class SnapshotPolicies:
 
     def __len__(self) -> int:
         return len(self._mean)
+
+    @property
+    def seen_dim(self) -> int:
+        """N_o, entries of what the policies see."""
+        return self._mean.shape[-1]
 
     @property
     def tells_its_noise(self) -> bool:

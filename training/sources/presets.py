@@ -100,10 +100,11 @@ _TASK_INFORMED: Mapping[str, CollectionConfig] = {
     "icrl/PusherGoal-v0": CollectionConfig(
         "icrl/PusherGoal-v0",
         subset="train+sampled:175",  # 35 places of object and goal are few to learn what lies between them
-        steps_per_task=40_000,
+        steps_per_task=50_000,
         streams=1,
         task_informed=True,
-        ppo=PPOConfig(n_minibatches=16, gamma=0.97, hidden=(256, 256)),
+        privileged=True,  # where the object is, once it was pushed
+        ppo=PPOConfig(n_minibatches=32, gamma=0.97, hidden=(256, 256)),
         specialise=replace(_SPECIALISED, gamma=0.97),
     ),
     "icrl/HalfCheetahVel-v0": CollectionConfig(

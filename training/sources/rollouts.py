@@ -72,6 +72,7 @@ class RolloutCollector:
         learner: what acts and learns.
         observations: the rows' current observations ``[H, N_o]``.
         task_vectors: ``[H, k]`` appended to what the learner sees; None for learners that see no task.
+        privileged: whether the learner also sees what the environment calls privileged, between the two.
     """
 
     def __init__(
@@ -80,9 +81,12 @@ class RolloutCollector:
         learner: TaskParallelPPO,
         observations: np.ndarray,
         task_vectors: np.ndarray | None = None,
+        *,
+        privileged: bool = False,
     ) -> None:
         self.env, self.learner = env, learner
         self.observations = observations
+        self.privileged = privileged
         self._tasks = np.empty((len(observations), 0)) if task_vectors is None else task_vectors
         self._low = env.single_action_space.low  # type: ignore[attr-defined]
         self._high = env.single_action_space.high  # type: ignore[attr-defined]
@@ -96,23 +100,28 @@ class RolloutCollector:
         recorder = StepRecorder(rows, steps, n_o, n_a)
         arrays = recorder.arrays
         sampled = np.empty((rows, steps, n_a), np.float32)
+        now, following = np.empty((2, rows, steps, env.definition.privileged_dim if self.privileged else 0), np.float32)
         noise, std = learner.exploration_noise(), learner.std()
         for t in range(steps):
             arrays["observations"][:, t] = self.observations
-            seen = with_tasks(arrays["observations"][:, t], self._tasks)
+            if self.privileged:
+                now[:, t] = env.privileged
+            seen = with_tasks(arrays["observations"][:, t], self._tasks, now[:, t])
             mean = learner.mean_action(torch.from_numpy(seen.reshape(k, s, -1)))
             sampled[:, t] = (mean + std * noise[t]).reshape(rows, n_a)
             executed, means = (
                 np.clip(x, self._low, self._high) for x in (sampled[:, t], mean.reshape(rows, n_a).numpy())
             )
             self.observations = recorder.step(t, env, executed, means)
+            if self.privileged:
+                following[:, t] = env.following_privileged
         per_learner = (
             torch.from_numpy(x).unflatten(0, (k, s))
             for x in (
-                with_tasks(arrays["observations"], self._tasks),
+                with_tasks(arrays["observations"], self._tasks, now),
                 sampled,
                 arrays["rewards"],
-                with_tasks(arrays["following"], self._tasks),
+                with_tasks(arrays["following"], self._tasks, following),
                 arrays["terminated"],
                 arrays["terminated"] | arrays["truncated"],
             )
@@ -120,9 +129,24 @@ class RolloutCollector:
         return Rollout(*per_learner), recorder.recording()
 
 
-def with_tasks(observations: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-    """Observations ``[H, ..., N_o]`` as learners see them that see the tasks ``[H, k]``: ``[H, ..., N_o + k]``."""
+def with_privileged(observations: np.ndarray, env: MetaVectorEnv) -> np.ndarray:
+    """The rows' current observations ``[H, N_o]``, and behind them what is privileged: ``[H, N_o + p]`` float32."""
+    return np.concatenate([observations, env.privileged], axis=1, dtype=np.float32)
+
+
+def with_tasks(observations: np.ndarray, tasks: np.ndarray, privileged: np.ndarray | None = None) -> np.ndarray:
+    """What learners see that are told more than the observations.
+
+    Args:
+        observations: ``[H, ..., N_o]``.
+        tasks: ``[H, k]``.
+        privileged: ``[H, ..., p]``, what the environment calls so; None is p = 0.
+
+    Returns:
+        ``[H, ..., N_o + p + k]`` float32, in this order.
+    """
     between = observations.ndim - 2
     spread = tasks.reshape(len(tasks), *[1] * between, tasks.shape[1])
     spread = np.broadcast_to(spread, (*observations.shape[:-1], tasks.shape[1]))
-    return np.concatenate([observations, spread], axis=-1, dtype=np.float32)
+    parts = [observations, spread] if privileged is None else [observations, privileged, spread]
+    return np.concatenate(parts, axis=-1, dtype=np.float32)
