@@ -29,7 +29,8 @@ def check_meta_env(
     - Pickling keeps the task, as what it was, and all options; the first reset after it says ``new_task``. The
       ``EnvSpec`` survives JSON.
     - Vector: row i equals the single environment of seed s + i bit for bit over two episodes, with autoreset SAME_STEP,
-      ``final_obs`` and the task kept; ``tasks`` are one per row; ``reset_mask`` touches no other row.
+      ``final_obs`` and the task kept; ``tasks`` are one per row; ``reset_mask`` touches no other row; what is
+      privileged has the entries that the definition says.
 
     Args:
         env: a registered id, or what makes the single environment, with its time limit, from ``task=`` and
@@ -69,3 +70,4 @@ def check_meta_env(
         vector.tasks_are_one_per_row()
         vector.reset_mask_touches_only_its_rows()
         vector.infos_hide_the_tasks()
+        vector.privileged_is_as_wide_as_it_says()

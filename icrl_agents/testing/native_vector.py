@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from icrl_agents.envs import MetaVectorEnv
 from icrl_agents.testing.experience import betrays, same_row
 from icrl_agents.testing.requirement import require
 from icrl_agents.testing.single_env import LONGEST_EPISODE, SingleCheck
@@ -101,6 +102,22 @@ class VectorCheck:
         )
         expected, _ = one.reset(seed=self.seed + 100 + self.rows - 1)
         same_row(after[-1], expected, self.rows - 1, "observation after a reset by mask")
+
+    def privileged_is_as_wide_as_it_says(self) -> None:
+        env = self.make()
+        at = env.unwrapped
+        if not isinstance(at, MetaVectorEnv):
+            return
+        env.reset(seed=self.seed)
+        given, one = at.privileged, self.single.make()
+        shape = (self.rows, at.definition.privileged_dim)
+        require(
+            given.shape == shape and bool(np.isfinite(given).all()),
+            f"privileged gives {list(given.shape)}, privileged_dim says {list(shape)}, finite",
+        )
+        copy = given.copy()
+        env.step(np.stack([self.single.action(one, self.single.rng()) for _ in range(self.rows)]))
+        require(np.array_equal(given, copy), "privileged gave a view of the simulation: copy")
 
     def infos_hide_the_tasks(self) -> None:
         one = self.single.make()

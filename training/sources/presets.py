@@ -25,9 +25,6 @@ from icrl_agents.training.sources.sac import DroQConfig, SACConfig
 _SPECIALISED = PPOConfig(log_std_init=-2.0, hidden=(256, 256))
 """For learners that begin from an informed one: less noise than at the start, more than it has left."""
 
-_RUNNING_PPO = PPOConfig(n_steps=200, n_minibatches=32, learning_rate=5e-4, gamma=0.99, log_std_init=-0.5)
-"""For the two that run: what pays comes later than in a reach."""
-
 _COLLECTIONS: Mapping[tuple[str, str], CollectionConfig] = {
     ("icrl/ReacherGoal-v0", "laptop"): CollectionConfig("icrl/ReacherGoal-v0"),
     ("icrl/PusherGoal-v0", "laptop"): CollectionConfig(
@@ -113,14 +110,16 @@ _TASK_INFORMED: Mapping[str, CollectionConfig] = {
         steps_per_task=150_000,
         streams=3,
         task_informed=True,
-        ppo=replace(_RUNNING_PPO, hidden=(256, 256)),
+        ppo=PPOConfig(
+            n_steps=200, n_minibatches=32, learning_rate=5e-4, gamma=0.99, log_std_init=-0.5, hidden=(256, 256)
+        ),
         specialise=replace(_SPECIALISED, n_steps=200, gamma=0.99),
     ),
     "icrl/AntDir-v0": CollectionConfig(
         "icrl/AntDir-v0",
         steps_per_task=300_000,
         task_informed=True,
-        ppo=replace(_RUNNING_PPO, n_steps=100, n_minibatches=16, gamma=0.97, hidden=(256, 256)),
+        ppo=PPOConfig(n_minibatches=16, learning_rate=5e-4, gamma=0.97, log_std_init=-0.5, hidden=(256, 256)),
         specialise=replace(_SPECIALISED, gamma=0.97),
     ),
 }
