@@ -234,6 +234,13 @@ def test_benchmarks_run(name: str, run: Callable[..., str]) -> None:
     assert re.search(r"^mamba2 .*\d", out, re.MULTILINE)
 
 
+def test_what_agents_cost_is_measured(run: Callable[..., str], tmp_path: Path) -> None:
+    script, picture = ROOT / "examples/benchmarks/agent_latency.py", tmp_path / "latency.png"
+    out = run(script, "--lived", "5", "--turns", "1", "--steps", "5", "--out", picture)
+    assert set(re.findall(r"^([\w-]+) +\d+ us", out, re.MULTILINE)) == set(agent_names())
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_sources_are_compared(run: Callable[..., str], tmp_path: Path) -> None:
     script, picture = ROOT / "examples/benchmarks/source_agreement.py", tmp_path / "agreement.png"
     out = run(script, "--quick", "--algorithms", "ppo", "--out", picture)
