@@ -73,6 +73,8 @@ for result, agent, own in zip(results, agents, times, strict=True):
     )
 axes.axhline(1, color="#555555", ls="--", lw=1)
 axes.set(xscale="log", xlabel="one step of one agent, microseconds", ylabel="normalized return, last episodes")
+for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+    axis_formatter("{x:.0f}")
 axes.set_title("1 is the policy that was told the task, 0 the best that sees neither task nor reward", fontsize=9)
 axes.grid(alpha=0.25, which="both")
 axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
