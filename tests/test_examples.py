@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from icrl_agents.envs import MetaEnvDefinition, sample_tasks, task_split
 from icrl_agents.evaluation import EvalResult, rollout
 from icrl_agents.hub import agent_names, packaged
 from icrl_agents.training import presets
+from icrl_agents.training.collection import CollectionConfig, collect
 from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.on_policy import OnPolicyConfig
 from icrl_agents.training.sources import presets as source_presets
@@ -61,7 +63,7 @@ def numbers(pattern: str, text: str) -> list[float]:
 
 
 def test_every_example_has_a_test() -> None:
-    assert [path.name[:2] for path in EXAMPLES] == [f"{number:02d}" for number in range(1, 12)]
+    assert [path.name[:2] for path in EXAMPLES] == [f"{number:02d}" for number in range(1, 13)]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -202,6 +204,27 @@ def test_own_source(run_here: Callable[..., str], tmp_path: Path) -> None:
     assert history.actions.shape == history.mean_actions.shape == (300, 2)
     assert (history.actions != history.mean_actions).any()
     assert len(numbers(r"^the agent on unseen goals: episode 1 returns (\S+), the last", out)) == 1
+
+
+def test_film_a_source(run_here: Callable[..., str], tmp_path: Path) -> None:
+    ppo = PPOConfig(n_steps=50, hidden=(8,))
+    config = CollectionConfig(
+        "icrl/PusherGoal-v0",
+        subset="val",
+        steps_per_task=50,
+        streams=1,
+        shard_steps=50,
+        task_informed=True,
+        privileged=True,
+        ppo=ppo,
+    )
+    dataset = collect(config, tmp_path / "data", quiet=True)
+    out = run_here(example("12"), tmp_path / "data", "--tasks", 1, 2, "--size", 48, "--out", "film.gif")
+    returns = numbers(r"^\{'object': .*\}: return (\S+)$", out)
+    assert returns == pytest.approx(dataset.manifest.progress.final_returns[1:3], rel=0.1)
+    frames = imageio.imread(tmp_path / "film.gif", index=None)
+    assert frames.shape[1:3] == (48, 96)
+    assert (frames[:, :, :48] != frames[:, :, 48:]).any()  # the two have their objects elsewhere
 
 
 def test_the_page_for_builders_shows_the_examples_code() -> None:
