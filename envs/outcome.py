@@ -19,17 +19,42 @@ DIVERGENCE = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.
 
 
 @dataclass(frozen=True)
+class View:
+    """What is to be seen of n simulations; arrays of its own, no views of the simulation.
+
+    Attributes:
+        observations: ``[n, N_o]`` float64.
+        privileged: ``[n, p]`` float64, what the definition calls so.
+    """
+
+    observations: np.ndarray
+    privileged: np.ndarray
+
+    @classmethod
+    def of(cls, definition: MetaEnvDefinition, state: PhysicsState) -> "View":
+        """As the state is now."""
+        return cls(definition.observe(state), np.array(definition.privileged(state), np.float64))
+
+    def where(self, rows: np.ndarray, other: "View") -> "View":
+        """This one, in ``rows`` ``[n]`` bool the other."""
+        rows = rows[:, None]
+        return View(
+            np.where(rows, other.observations, self.observations), np.where(rows, other.privileged, self.privileged)
+        )
+
+
+@dataclass(frozen=True)
 class Outcome:
     """After a step of n simulations.
 
     Attributes:
-        observations: ``[n, N_o]`` float64, finite.
+        view: of what followed, finite.
         rewards: ``[n]`` float64, finite.
         infos: what the definition tells of the reward ``[n]`` by name, and ``diverged [n]`` bool if any did.
         terminated: ``[n]`` bool, True also where the simulation diverged.
     """
 
-    observations: np.ndarray
+    view: View
     rewards: np.ndarray
     infos: dict[str, np.ndarray]
     terminated: np.ndarray
@@ -41,7 +66,7 @@ def outcome(
     state: PhysicsState,
     actions: np.ndarray,
     tasks: np.ndarray,
-    last: np.ndarray,
+    last: View,
     failed: np.ndarray,
 ) -> Outcome:
     """What a step comes to.
@@ -52,21 +77,23 @@ def outcome(
         state: after the step.
         actions: ``[n, A]`` float64.
         tasks: ``[n, k]``.
-        last: observations before the step ``[n, N_o]``.
+        last: what was seen before the step.
         failed: ``[n]`` bool, where the engine says that the simulation diverged.
     """
     with np.errstate(all="ignore"):  # what overflows here is replaced below
         rewards, infos = definition.reward(before, state, actions, tasks)
-        observations = definition.observe(state)
+        view = View.of(definition, state)
         terminated = definition.terminated(state)
     # The engine looks at the beginning of a substep: what the last one did to the state it has not seen yet.
-    diverged = failed | ~np.isfinite(rewards) | ~np.isfinite(observations).all(1)
+    diverged = failed | ~np.isfinite(rewards)
+    for seen in (view.observations, view.privileged):
+        diverged |= ~np.isfinite(seen).all(1)
     if diverged.any():
-        observations = np.where(diverged[:, None], last, observations)
+        view = view.where(diverged, last)
         rewards = np.where(diverged, 0.0, rewards)
         infos = {**{name: np.where(diverged, 0.0, info) for name, info in infos.items()}, "diverged": diverged}
         terminated = terminated | diverged
-    return Outcome(observations, rewards, infos, terminated)
+    return Outcome(view, rewards, infos, terminated)
 
 
 def checked_actions(actions: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -11,7 +11,7 @@ from gymnasium.utils import EzPickle
 
 from icrl_agents.envs.definition import MetaEnvDefinition, PhysicsState, Task
 from icrl_agents.envs.markers import follow
-from icrl_agents.envs.outcome import DIVERGENCE, checked_actions, outcome
+from icrl_agents.envs.outcome import DIVERGENCE, View, checked_actions, outcome
 from icrl_agents.envs.seeds import checked_seed
 from icrl_agents.envs.task_choice import TaskChoice
 from icrl_agents.errors import TaskError
@@ -55,7 +55,7 @@ class MetaEnv(MujocoEnv, EzPickle):
         data = self.data  # live views: the arrays below always show the simulation as it is
         self._state = PhysicsState(data.qpos[None], data.qvel[None], data.xpos[None])
         self._divergence = data.warning.number[DIVERGENCE]
-        self._last_observation = np.empty((1, at.observation_dim))
+        self._last = View(np.empty((1, at.observation_dim)), np.empty((1, at.privileged_dim)))
 
     @property
     def task(self) -> dict[str, Any]:
@@ -105,8 +105,8 @@ class MetaEnv(MujocoEnv, EzPickle):
         qpos, qvel = self.definition.initial_state(self.init_qpos, self.init_qvel, self.np_random)
         self.definition.place_task(qpos[None], self._task_vector)
         self.set_state(qpos, qvel)
-        self._last_observation = self.definition.observe(self._state)
-        return self._last_observation[0].copy()
+        self._last = View.of(self.definition, self._state)
+        return self._last.observations[0].copy()
 
     def step(  # type: ignore[override]  # the base class names narrower types than Gymnasium's own environments return
         self, action: np.ndarray
@@ -128,15 +128,13 @@ class MetaEnv(MujocoEnv, EzPickle):
             failed = self._divergence.any()
         except mujoco.FatalError:
             failed = True
-        after = outcome(
-            at, before, self._state, actions, self._task_vector, self._last_observation, np.array([failed], bool)
-        )
-        self._last_observation = after.observations
+        after = outcome(at, before, self._state, actions, self._task_vector, self._last, np.array([failed], bool))
+        self._last = after.view
         if self.render_mode == "human":
             self.render()
         info = {name: part[0].item() for name, part in after.infos.items()}
         return (
-            after.observations[0].copy(),
+            after.view.observations[0].copy(),
             float(after.rewards[0]),
             bool(after.terminated[0]),
             False,

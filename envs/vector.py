@@ -15,7 +15,7 @@ from mujoco.batch import SimulationError as BatchSimulationError
 
 from icrl_agents.envs.definition import MetaEnvDefinition, PhysicsState, Task
 from icrl_agents.envs.markers import add_markers, follow
-from icrl_agents.envs.outcome import DIVERGENCE, checked_actions, outcome
+from icrl_agents.envs.outcome import DIVERGENCE, View, checked_actions, outcome
 from icrl_agents.envs.seeds import checked_seeds
 from icrl_agents.envs.task_choice import TaskChoice
 from icrl_agents.errors import ConfigError, InputError, SimulationError, TaskError
@@ -104,8 +104,8 @@ class MetaVectorEnv(VectorEnv):
         self._init_qpos, self._init_qvel = qpos[0].copy(), qvel[0].copy()
         self._rngs: list[np.random.Generator | None] = [None] * num_envs
         self._elapsed = np.zeros(num_envs, np.int64)
-        self._last_observations = np.empty((num_envs, definition.observation_dim))
-        self._last_privileged = np.empty((num_envs, definition.privileged_dim))
+        unseen = View(np.empty((num_envs, definition.observation_dim)), np.empty((num_envs, definition.privileged_dim)))
+        self._last = self._followed = unseen
         self._everywhere = np.ones(num_envs, bool)
         self._everywhere.setflags(write=False)  # infos hand it out
         self._renderer: mujoco.Renderer | None = None
@@ -128,13 +128,23 @@ class MetaVectorEnv(VectorEnv):
 
     @property
     def privileged(self) -> np.ndarray:
-        """What the definition calls privileged ``[n, p]``, of the state that the current observations show."""
-        return self.definition.privileged(self._state)
+        """What the definition calls privileged ``[n, p]`` float64, of the state that the current observations show.
+
+        Raises:
+            ResetNeeded: no reset yet.
+        """
+        self._require_reset("see what is privileged")
+        return self._last.privileged.copy()
 
     @property
     def following_privileged(self) -> np.ndarray:
-        """``[n, p]`` as the last step left it, before any autoreset; beside ``info["final_obs"]``."""
-        return self._last_privileged.copy()
+        """The same as the last step left it, before any autoreset: what belongs to ``info["final_obs"]``.
+
+        Raises:
+            ResetNeeded: no reset yet.
+        """
+        self._require_reset("see what is privileged")
+        return self._followed.privileged.copy()
 
     def set_tasks(self, tasks: Sequence[Task | None]) -> None:
         """Give the tasks, one per row, that hold from each row's next reset on; None leaves a row its own.
@@ -179,8 +189,8 @@ class MetaVectorEnv(VectorEnv):
         if given is not None:
             self.set_tasks([task if m else None for task, m in zip(self._one_per_row(given), mask, strict=True)])
         new_task = self._begin_episodes(np.flatnonzero(mask), seeds)
-        self._last_observations = self.definition.observe(self._state)
-        return self._last_observations.copy(), {"new_task": new_task, "_new_task": mask.copy(), **self._exposed()}
+        self._last = self._followed = View.of(self.definition, self._state)
+        return self._last.observations.copy(), {"new_task": new_task, "_new_task": mask.copy(), **self._exposed()}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One step of every row.
@@ -202,20 +212,19 @@ class MetaVectorEnv(VectorEnv):
         self._ctrl[:] = actions
         failed = self._advance()
         self._elapsed += 1
-        after = outcome(at, before, self._state, actions, self._task_vectors, self._last_observations, failed)
-        self._last_privileged = at.privileged(self._state)
+        after = outcome(at, before, self._state, actions, self._task_vectors, self._last, failed)
         truncated = self._elapsed >= self.horizon
-        observations = after.observations
+        view = self._followed = after.view
         info = _by_row(after.infos, self._everywhere)
         done = after.terminated | truncated
         if done.any():
-            info["final_obs"], info["_final_obs"] = observations, done
+            info["final_obs"], info["_final_obs"] = view.observations, done
             paid_under = {"task": self._exposed()["task"]} if self._expose_task else {}
             info["final_info"], info["_final_info"] = _by_row({**after.infos, **paid_under}, done), done
             info["new_task"], info["_new_task"] = self._begin_episodes(np.flatnonzero(done), None), done
-            observations = np.where(done[:, None], at.observe(self._state), observations)
-        self._last_observations = observations
-        return observations.copy(), after.rewards, after.terminated, truncated, {**info, **self._exposed()}
+            view = view.where(done, View.of(at, self._state))
+        self._last = view
+        return view.observations.copy(), after.rewards, after.terminated, truncated, {**info, **self._exposed()}
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """One picture ``[height, width, 3]`` uint8 per row, the hidden task visible; None without a render mode."""
@@ -276,7 +285,7 @@ class MetaVectorEnv(VectorEnv):
             self._batch.bind(name)[:] = state[name]
         self._elapsed[:] = state["elapsed"]
         self._rngs = [_generator(words) for words in state["rngs"].tolist()]
-        self._last_observations = self.definition.observe(self._state)
+        self._last = self._followed = View.of(self.definition, self._state)
 
     def _advance(self) -> np.ndarray:
         """Step the physics; ``[n]`` bool, where it diverged."""

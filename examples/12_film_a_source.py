@@ -1,4 +1,4 @@
-"""What did a source learn? Films the final policies of a dataset at tasks of theirs, side by side.
+"""What did a source learn? Films the final policies of a dataset at tasks of theirs, side by side, at half speed.
 
 Sources that see the task, or what else observations hide, are told; an agent that is distilled from them is not.
 """
@@ -8,14 +8,16 @@ import os
 import sys
 from pathlib import Path
 
+if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo, which decides when imported, wants a display
 import gymnasium
 import imageio.v3 as imageio
 import numpy as np
 
 from icrl_agents.envs import MetaVectorEnv
 from icrl_agents.training.histories import HistoryDataset
-from icrl_agents.training.sources.policies import SnapshotPolicies
-from icrl_agents.training.sources.rollouts import with_privileged
+from icrl_agents.training.sources.policies import SnapshotPolicies, sees_privileged
+from icrl_agents.training.sources.rollouts import told
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("dataset", type=Path, help="that `icrl-agents collect` made")
@@ -24,10 +26,10 @@ parser.add_argument("--out", type=Path, default=Path("out/source.gif"))
 parser.add_argument("--size", type=int, default=320, help="of a picture, in pixels")
 parser.add_argument("--seed", type=int, default=0)
 arguments = parser.parse_args()
-if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-    os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's own default wants a display
 
 dataset = HistoryDataset(arguments.dataset)
+if not all(0 <= k < len(dataset.manifest.tasks) for k in arguments.tasks):
+    parser.error(f"--tasks: the dataset has tasks 0 to {len(dataset.manifest.tasks) - 1}")
 chosen = [dataset.manifest.tasks[k] for k in arguments.tasks]
 size = {"width": arguments.size, "height": arguments.size}
 env = gymnasium.make_vec(
@@ -39,14 +41,14 @@ policies = SnapshotPolicies(
     {name: tensor[arguments.tasks] for name, tensor in dataset.snapshot().items()}, space.low, space.high
 )
 observations, _ = env.reset(seed=arguments.seed)
-told = policies.seen_dim > observations.shape[1]
+privileged = sees_privileged(policies.seen_dim, env.definition)
 frames, returns, living = [], np.zeros(len(chosen)), np.ones(len(chosen), bool)
 while living.any():
     pictures = env.render()
     # An episode that is over stays at its last picture
     before = frames[-1] if frames else pictures
     frames.append([new if alive else old for new, old, alive in zip(pictures, before, living, strict=True)])
-    seen = with_privileged(observations, env) if told else observations
+    seen = told(observations, env.privileged) if privileged else observations
     observations, rewards, terminated, truncated, _ = env.step(policies.act(seen[:, None])[:, 0])
     returns += rewards * living
     living &= ~(terminated | truncated)

@@ -206,7 +206,8 @@ def test_own_source(run_here: Callable[..., str], tmp_path: Path) -> None:
     assert len(numbers(r"^the agent on unseen goals: episode 1 returns (\S+), the last", out)) == 1
 
 
-def test_film_a_source(run_here: Callable[..., str], tmp_path: Path) -> None:
+def test_film_a_source(run: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
     ppo = PPOConfig(n_steps=50, hidden=(8,))
     config = CollectionConfig(
         "icrl/PusherGoal-v0",
@@ -219,7 +220,7 @@ def test_film_a_source(run_here: Callable[..., str], tmp_path: Path) -> None:
         ppo=ppo,
     )
     dataset = collect(config, tmp_path / "data", quiet=True)
-    out = run_here(example("12"), tmp_path / "data", "--tasks", 1, 2, "--size", 48, "--out", "film.gif")
+    out = run(example("12"), tmp_path / "data", "--tasks", 1, 2, "--size", 48, "--out", "film.gif")
     returns = numbers(r"^\{'object': .*\}: return (\S+)$", out)
     assert returns == pytest.approx(dataset.manifest.progress.final_returns[1:3], rel=0.1)
     frames = imageio.imread(tmp_path / "film.gif", index=None)

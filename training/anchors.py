@@ -131,18 +131,16 @@ def measure_anchors(
 def _oracle(
     config: CollectionConfig, directory: str | Path, tasks: list[Any], low: np.ndarray, high: np.ndarray, quiet: bool
 ) -> Any:
-    """The best known policy of each task: observations ``[tasks, episodes, N_o]`` to actions."""
+    """The best known policy of each task: what it sees ``[tasks, episodes, N_s]`` to actions."""
     if config.informed is None:
         return SnapshotPolicies(
             collect(replace(config, subset="val+test"), directory, quiet=quiet).snapshot(), low, high
         ).act
     definition = env_definition(config.env_id)
     vectors = np.stack([definition.task_vector(task) for task in tasks])
-    seen = definition.observation_dim + (definition.privileged_dim if config.privileged else 0) + vectors.shape[1]
-    learner = TaskParallelPPO(config.ppo, seen, len(low), [0], 1, 1)
-    learner.load_state_dict(
-        {name: torch.from_numpy(array.copy()) for name, array in HistoryDataset(config.informed).learner().items()}
-    )
+    known = {name: torch.from_numpy(array.copy()) for name, array in HistoryDataset(config.informed).learner().items()}
+    learner = TaskParallelPPO(config.ppo, known["observation_mean"].shape[-1], len(low), [0], 1, 1)
+    learner.load_state_dict(known)
     informed = SnapshotPolicies(snapshot_by_task(learner.snapshot(), vectors), low, high)
     if not config.specialise_steps_per_task:
         return informed.act

@@ -28,7 +28,7 @@ from icrl_agents.training.sources.off_policy import OffPolicySource
 from icrl_agents.training.sources.on_policy import OnPolicySource
 from icrl_agents.training.sources.policies import SnapshotPolicies
 from icrl_agents.training.sources.ppo import PPOConfig
-from icrl_agents.training.sources.rollouts import Recording, with_privileged
+from icrl_agents.training.sources.rollouts import Recording, told
 from icrl_agents.training.sources.sac import SACConfig
 
 SAMPLED = int.from_bytes(b"sampled")
@@ -53,7 +53,8 @@ class CollectionConfig:
         snapshots: policies kept per learner, evenly spaced.
         seed: of everything.
         task_informed: one learner over all tasks whose policy sees the task vector, instead of one learner a task.
-        privileged: let the policies of a task-informed PPO also see what the environment calls privileged.
+        privileged: let the policies of a task-informed PPO also see what the environment calls privileged, as where
+            Pusher-Goal's object is by now.
         ppo: the source algorithm's hyper-parameters.
         specialise_steps_per_task: steps that follow, in which the one informed learner has become one learner a task;
             0 does without.
@@ -371,12 +372,12 @@ def evaluate_policies(
     """Returns of policies without memory, one a task.
 
     Args:
-        act: observations ``[tasks, episodes, N_o]`` to actions ``[tasks, episodes, A]``.
+        act: what is seen ``[tasks, episodes, N_s]`` to actions ``[tasks, episodes, A]``.
         env_id: Gymnasium id.
         tasks: K tasks.
         seed: of the initial states.
         episodes: of each task.
-        privileged: whether what ``act`` is given has behind the observation what the environment calls privileged.
+        privileged: whether ``act`` sees behind the observation what the environment calls privileged, or that alone.
 
     Returns:
         ``[K, episodes]``, undiscounted.
@@ -386,7 +387,7 @@ def evaluate_policies(
     returns = np.zeros(env.num_envs)
     running = np.ones(env.num_envs, bool)
     while running.any():
-        seen = with_privileged(observations, env) if privileged else observations
+        seen = told(observations, env.privileged) if privileged else observations
         actions = act(seen.reshape(len(tasks), episodes, -1)).reshape(env.num_envs, -1)
         observations, rewards, terminated, truncated, _ = env.step(actions)
         returns += rewards * running
@@ -422,14 +423,14 @@ def collection_manifest(config: CollectionConfig) -> Manifest:
     tasks = [task for part in config.subset.split("+") for task in _tasks_of(part, split, config.seed)]
     probe = make_rows(config.env_id, tasks[:1], 1)
     algorithm = "PPO" if config.sac is None else config.sac.algorithm
-    beyond: dict[str, Any] = {}
+    extras: dict[str, Any] = {}
     if config.privileged:
-        beyond["privileged"] = True
+        extras["privileged"] = True
     if config.specialise is not None and config.specialise_steps_per_task:
-        beyond["specialise_steps_per_task"] = config.specialise_steps_per_task
-        beyond["specialise"] = dataclasses.asdict(config.specialise)
+        extras["specialise_steps_per_task"] = config.specialise_steps_per_task
+        extras["specialise"] = dataclasses.asdict(config.specialise)
     if config.informed is not None:
-        beyond["informed"] = HistoryDataset(config.informed).manifest.digest()
+        extras["informed"] = HistoryDataset(config.informed).manifest.digest()
     return Manifest(
         env_id=config.env_id,
         mujoco_version=mujoco.__version__,
@@ -444,7 +445,7 @@ def collection_manifest(config: CollectionConfig) -> Manifest:
         source=f"task-informed {algorithm}" if config.task_informed else f"task-parallel {algorithm}",
         hyperparameters={
             **dataclasses.asdict(config.ppo if config.sac is None else config.sac),
-            **beyond,
+            **extras,
             "steps_per_task": config.steps_per_task,
             "shard_steps": config.shard_steps,
             "snapshots": config.snapshots,
@@ -485,6 +486,10 @@ def check_collection(config: CollectionConfig) -> None:
             raise ConfigError("what is privileged is for the policies of a task-informed PPO")
         if not env_definition(config.env_id).privileged_dim:
             raise ConfigError(f"{config.env_id} calls nothing privileged: its task says all that observations hide")
+    if config.informed is not None:
+        saw = HistoryDataset(config.informed).manifest.hyperparameters.get("privileged", False)
+        if saw != config.privileged:
+            raise ConfigError(f"the learner of {config.informed} had privileged={saw}, this has {config.privileged}")
     if config.shared_steps < 1 and config.informed is None:
         raise ConfigError(
             f"steps_per_task {config.steps_per_task} over {config.streams} streams is less than one shard of "

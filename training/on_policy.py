@@ -34,6 +34,8 @@ from icrl_agents.training.collection import make_rows
 from icrl_agents.training.lock import writing
 from icrl_agents.training.manifest import Manifest
 from icrl_agents.training.parallel import Processes
+from icrl_agents.training.sources.policies import sees_privileged
+from icrl_agents.training.sources.rollouts import told
 from icrl_agents.training.windows import WindowBatch, token_statistics
 
 LIVES = "lives."
@@ -146,10 +148,7 @@ class OnPolicySampler:
         self._batch_steps = batch_size * episodes * manifest.episode_steps
         self._episodes, self._seed = episodes, seed
         self._env = make_rows(manifest.env_id, manifest.tasks, config.rows_per_task)
-        shown = manifest.observation_dim, manifest.observation_dim + self._env.definition.privileged_dim
-        if teachers.seen_dim not in shown:
-            raise ConfigError(f"teachers see {teachers.seen_dim} entries, {manifest.env_id} shows them {shown}")
-        self._privileged = teachers.seen_dim > manifest.observation_dim
+        self._privileged = sees_privileged(teachers.seen_dim, self._env.definition)
         self._kept: dict[int, dict[str, np.ndarray]] = {}
         self._lives: dict[str, np.ndarray] = {}
         self._random = np.random.default_rng([seed, 1])
@@ -235,9 +234,7 @@ class OnPolicySampler:
         mode, noise, other = self._behaviour(number, rng)
         actors, taught = self._actors(mode, other)
         for t in range(steps):
-            observations[:, t] = observation
-            if self._privileged:
-                seen[:, t, observations.shape[2] :] = self._env.privileged
+            seen[:, t] = told(observation, self._env.privileged) if self._privileged else observation
             action = student.act(observation)
             action[taught] = self._teachers.act_each(actors[taught], seen[taught, t])
             action = np.clip(action + noise[:, None] * rng.standard_normal(action.shape), low, high).astype(np.float32)

@@ -13,7 +13,7 @@ import torch
 
 from icrl_agents.agent import InContextAgent
 from icrl_agents.atomic import write_text_atomically
-from icrl_agents.envs import resolve_env_id, short_name
+from icrl_agents.envs import env_definition, resolve_env_id, short_name
 from icrl_agents.errors import ConfigError
 from icrl_agents.evaluation import evaluate
 from icrl_agents.hub import load_checkpoint, save_checkpoint
@@ -23,7 +23,7 @@ from icrl_agents.training.distillation import TrainingResult, train
 from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.lock import writing
 from icrl_agents.training.presets import Method, distillation_preset
-from icrl_agents.training.sources.policies import SnapshotPolicies
+from icrl_agents.training.sources.policies import SnapshotPolicies, sees_privileged
 from icrl_agents.training.sources.presets import run_collection
 
 EVALUATION_SEEDS = (0, 1, 2)
@@ -134,7 +134,7 @@ def run_training(
     dataset = HistoryDataset(histories)
     space = make_rows(env_id, dataset.manifest.tasks[:1], 1).single_action_space
     teachers = SnapshotPolicies(dataset.snapshot(), space.low, space.high)  # type: ignore[attr-defined]
-    if config.on_policy is None and teachers.seen_dim > dataset.manifest.observation_dim:
+    if config.on_policy is None and sees_privileged(teachers.seen_dim, env_definition(env_id)):
         raise ConfigError(
             f"{histories}: its final policies saw what histories do not hold; distil from them with method on-policy, "
             "or take the target source_mean"

@@ -22,8 +22,8 @@ from icrl_agents.envs import MetaVectorEnv, env_definition, sample_tasks, task_s
 from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.training.collection import collection_progress, evaluate_policies, make_rows
 from icrl_agents.training.histories import HistoryDataset, HistoryWriter, Manifest
-from icrl_agents.training.sources.policies import SnapshotPolicies, snapshot_of_tasks
-from icrl_agents.training.sources.rollouts import with_privileged
+from icrl_agents.training.sources.policies import SnapshotPolicies, sees_privileged, snapshot_of_tasks
+from icrl_agents.training.sources.rollouts import told
 
 REGENERATED = "regenerated"
 """The source of such a dataset, as its manifest names it."""
@@ -167,7 +167,7 @@ class _Regeneration:
             source.manifest.tasks.index(task) if task in source.manifest.tasks else None for task in manifest.tasks
         ]
         self._loaded: tuple[int, SnapshotPolicies] | None = None
-        self._privileged = self._policies(0).seen_dim > manifest.observation_dim
+        self._privileged = sees_privileged(self._policies(0).seen_dim, definition)
 
     def run(self, writer: HistoryWriter, quiet: bool) -> None:
         """From where the writer stands to the end."""
@@ -209,8 +209,8 @@ class _Regeneration:
         draws = self._draws(start, steps)
         for t in range(steps):
             seen[:, t] = observations
-            shown = with_privileged(seen[:, t], env) if self._privileged else seen[:, t]
-            mean, action = self._act(start + t, shown, draws[:, t])
+            known = told(seen[:, t], env.privileged) if self._privileged else seen[:, t]
+            mean, action = self._act(start + t, known, draws[:, t])
             means[:, t], executed[:, t] = mean, action
             observations, rewards[:, t], terminated[:, t], truncated[:, t], info = env.step(executed[:, t])
             for row in np.flatnonzero(info.get("_final_obs", False)):

@@ -6,6 +6,7 @@ returns are those of the last episodes in the evaluation.json beside each checkp
 
 import argparse
 import time
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,9 @@ def live(agent: InContextAgent, steps: int) -> list[float]:
 
 
 torch.set_num_threads(arguments.threads)
-results = [EvalResult.load(path) for path in sorted(arguments.checkpoints.glob("*/evaluation.json"))]
-agents = [InContextAgent.from_pretrained(arguments.checkpoints / result.agent) for result in results]
+found = sorted(arguments.checkpoints.glob("*/evaluation.json"))
+results = [EvalResult.load(path) for path in found]
+agents = [InContextAgent.from_pretrained(path.parent) for path in found]
 for agent in agents:
     agent.reset()
     live(agent, arguments.lived)
@@ -56,7 +58,7 @@ print(
 )
 figure = Figure(figsize=(7, 4.2), layout="constrained", dpi=130)
 axes = figure.subplots()
-colours = dict(zip(dict.fromkeys(result.env_id for result in results), COLOURS, strict=False))
+colours = dict(zip(dict.fromkeys(result.env_id for result in results), cycle(COLOURS), strict=False))
 for result, agent, own in zip(results, agents, times, strict=True):
     micros, reached = 1e6 * float(np.median(own)), result.summary["final_normalized"]
     mean, low, high = (reached[key] for key in ("mean", "low", "high"))

@@ -109,15 +109,11 @@ class VectorCheck:
         if not isinstance(at, MetaVectorEnv):
             return
         env.reset(seed=self.seed)
-        given, one = at.privileged, self.single.make()
-        shape = (self.rows, at.definition.privileged_dim)
+        given, shape = at.privileged, (self.rows, at.definition.privileged_dim)
         require(
             given.shape == shape and bool(np.isfinite(given).all()),
-            f"privileged gives {list(given.shape)}, privileged_dim says {list(shape)}, finite",
+            f"privileged is finite and of shape {list(shape)} by its privileged_dim, got {list(given.shape)}",
         )
-        copy = given.copy()
-        env.step(np.stack([self.single.action(one, self.single.rng()) for _ in range(self.rows)]))
-        require(np.array_equal(given, copy), "privileged gave a view of the simulation: copy")
 
     def infos_hide_the_tasks(self) -> None:
         one = self.single.make()

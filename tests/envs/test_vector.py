@@ -17,7 +17,7 @@ from mujoco.batch import SimulationError as BatchSimulationError
 
 from icrl_agents.envs import MetaEnv, MetaVectorEnv, env_definition, env_ids, sample_tasks
 from icrl_agents.envs.definition import PhysicsState
-from icrl_agents.envs.outcome import outcome
+from icrl_agents.envs.outcome import View, outcome
 from icrl_agents.envs.reacher_goal import ReacherGoalDefinition
 from icrl_agents.errors import InputError
 
@@ -175,6 +175,8 @@ def test_rows_that_no_reset_has_begun_are_refused(env_id: str) -> None:
         lambda: env.step(np.zeros(env.action_space.shape)),
         env.get_state,
         lambda: env.set_state({}),
+        lambda: env.privileged,
+        lambda: env.following_privileged,
     ):
         with pytest.raises(gymnasium.error.ResetNeeded, match="before the first reset of all rows"):
             use()
@@ -201,6 +203,7 @@ def check_divergence(env_id: str, row: int, disturb: Callable[[MetaVectorEnv], N
     for action in actions[:4]:
         last, *_ = env.step(action)
         calm.step(action)
+    told = env.privileged
     disturb(env)
     others = np.arange(3) != row
     for t, action in enumerate(actions[4:]):
@@ -218,6 +221,7 @@ def check_divergence(env_id: str, row: int, disturb: Callable[[MetaVectorEnv], N
             assert rewards[row] == 0.0
             assert all(info[name][row] == 0.0 for name in info if name.startswith("reward_"))
             np.testing.assert_array_equal(info["final_obs"][row], last[row])
+            np.testing.assert_array_equal(env.following_privileged[row], told[row])
             assert not info["new_task"][row]
     assert env.tasks == tasks
 
@@ -281,10 +285,12 @@ def test_what_the_last_substep_did_is_seen_too(env_id: str, value: float) -> Non
     for array in (state.qpos, state.qvel, state.xpos):
         array[1] = value
     actions, failed = np.zeros(rows.action_space.shape), np.zeros(2, bool)
-    after = outcome(definition, before, state, actions, tasks, last, failed)
+    seen = View(last, rows.privileged)
+    after = outcome(definition, before, state, actions, tasks, seen, failed)
     assert after.infos["diverged"].tolist() == [False, True]
     assert after.terminated.tolist() == [False, True]
-    np.testing.assert_array_equal(after.observations, last)
+    np.testing.assert_array_equal(after.view.observations, last)
+    np.testing.assert_array_equal(after.view.privileged, rows.privileged)
     assert all(np.isfinite(info).all() for info in (after.rewards, *after.infos.values()))
 
 

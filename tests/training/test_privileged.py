@@ -95,6 +95,22 @@ def test_every_environment_says_how_much_it_calls_privileged(env_id: str) -> Non
         assert np.isfinite(values).all()
 
 
+def test_where_only_it_is_not_finite_the_simulation_diverged(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = make_rows(ENV_ID, TASKS, 1)
+    env.reset(seed=0)
+    step = env._batch.step
+
+    def spoil(**options: int) -> None:
+        step(**options)
+        env._state.qpos[1, -4] = np.nan  # in the last substep: neither observation nor reward shows it
+
+    monkeypatch.setattr(env._batch, "step", spoil)
+    _, _, terminated, _, info = env.step(np.zeros((2, 7)))
+    assert terminated.tolist() == info["diverged"].tolist() == [False, True]
+    for values in (env.privileged, env.following_privileged):
+        np.testing.assert_allclose(values, [task["object"] for task in TASKS], atol=1e-12)
+
+
 def test_a_roll_out_has_it_between_observation_and_task() -> None:
     env = make_rows(ENV_ID, TASKS, 1)
     observations, _ = env.reset(seed=0)
@@ -217,6 +233,7 @@ def test_what_does_not_go_together_is_refused(dataset: HistoryDataset, tmp_path:
         (replace(TINY, env_id="icrl/ReacherGoal-v0"), "calls nothing privileged"),
         (replace(TINY, task_informed=False), "of a task-informed PPO"),
         (replace(TINY, sac=SACConfig()), "of a task-informed PPO"),
+        (replace(TINY, privileged=False, informed=str(dataset._directory)), "had privileged=True, this has False"),
     ):
         with pytest.raises(ConfigError, match=message):
             collect(config, tmp_path / "no", quiet=True)
@@ -226,7 +243,7 @@ def test_what_does_not_go_together_is_refused(dataset: HistoryDataset, tmp_path:
     teachers.seen_dim = 18
     config = distillation(dataset)
     assert config.on_policy is not None
-    with pytest.raises(ConfigError, match=r"teachers see 18 entries, icrl/PusherGoal-v0 shows them \(17, 19\)"):
+    with pytest.raises(ConfigError, match="see 18 entries; icrl/PusherGoal-v0 shows 17, and 2 that are privileged"):
         OnPolicySampler(
             config.on_policy,
             dataset.manifest,

@@ -15,7 +15,7 @@ from icrl_agents.training.histories import HistoryWriter
 from icrl_agents.training.sources.action_bounds import ActionBounds
 from icrl_agents.training.sources.policies import snapshot_by_task
 from icrl_agents.training.sources.replay import ReplayBuffer
-from icrl_agents.training.sources.rollouts import Recording, StepRecorder, with_tasks
+from icrl_agents.training.sources.rollouts import Recording, StepRecorder, told
 from icrl_agents.training.sources.sac import SACConfig, TaskParallelSAC
 
 
@@ -65,7 +65,7 @@ class OffPolicySource:
         recorder = StepRecorder(self.env.num_envs, steps, self.observations.shape[1], space.shape[0])
         for t in range(steps):
             recorder.arrays["observations"][:, t] = self.observations
-            seen = with_tasks(recorder.arrays["observations"][:, t], self._seen_tasks)
+            seen = told(recorder.arrays["observations"][:, t], self._seen_tasks)
             actions, means = (
                 self._bounds.from_unit(x.reshape(len(seen), -1))
                 for x in self.learner.act(seen.reshape(*self._shape, -1))
@@ -105,9 +105,9 @@ class OffPolicySource:
     def _remember(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Add recorded steps ``[H, T, ...]`` to the replay: what was recorded, so that reading it back is the same."""
         parts = (
-            with_tasks(arrays["observations"], self._seen_tasks),
+            told(arrays["observations"], self._seen_tasks),
             self._bounds.to_unit(arrays["actions"]),
-            with_tasks(arrays["following"], self._seen_tasks),
+            told(arrays["following"], self._seen_tasks),
             arrays["rewards"],
             arrays["terminated"],
         )

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from icrl_agents.errors import DatasetError
+from icrl_agents.envs import MetaEnvDefinition
+from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.kernels.choice import compiled
 from icrl_agents.training.sources.action_bounds import ActionBounds
 from icrl_agents.training.sources.batched import mlp_forward
@@ -32,6 +33,20 @@ def gaussian_parameters(outputs: Tensor) -> tuple[Tensor, Tensor]:
     """
     mean, log_std = outputs.chunk(2, -1)
     return mean, log_std.clamp(-20, 2)
+
+
+def sees_privileged(seen_dim: int, definition: MetaEnvDefinition) -> bool:
+    """Whether policies of so many inputs see, behind the observation, what the environment calls privileged.
+
+    Raises:
+        ConfigError: they see neither that nor the observation alone.
+    """
+    shown, more = definition.observation_dim, definition.privileged_dim
+    if seen_dim not in (shown, shown + more):
+        raise ConfigError(
+            f"these policies see {seen_dim} entries; {definition.env_id} shows {shown}, and {more} that are privileged"
+        )
+    return seen_dim > shown
 
 
 def snapshot_by_task(snapshot: Mapping[str, Tensor], task_vectors: np.ndarray) -> dict[str, Tensor]:

@@ -200,6 +200,7 @@ def oracle_collection(
 
     Raises:
         UnknownNameError: the environment has no task-informed source.
+        DatasetError: ``informed`` is no dataset.
     """
     if informed is None:
         return CollectionConfig(env_id, split, steps_per_task=steps_per_task, seed=seed)
@@ -211,6 +212,7 @@ def oracle_collection(
         seed=seed,
         steps_per_task=0,
         informed=str(informed),
+        privileged=HistoryDataset(informed).manifest.hyperparameters.get("privileged", False),
         specialise_steps_per_task=steps_per_task,
     )
 

@@ -106,7 +106,7 @@ class RolloutCollector:
             arrays["observations"][:, t] = self.observations
             if self.privileged:
                 now[:, t] = env.privileged
-            seen = with_tasks(arrays["observations"][:, t], self._tasks, now[:, t])
+            seen = told(arrays["observations"][:, t], now[:, t], self._tasks)
             mean = learner.mean_action(torch.from_numpy(seen.reshape(k, s, -1)))
             sampled[:, t] = (mean + std * noise[t]).reshape(rows, n_a)
             executed, means = (
@@ -118,10 +118,10 @@ class RolloutCollector:
         per_learner = (
             torch.from_numpy(x).unflatten(0, (k, s))
             for x in (
-                with_tasks(arrays["observations"], self._tasks, now),
+                told(arrays["observations"], now, self._tasks),
                 sampled,
                 arrays["rewards"],
-                with_tasks(arrays["following"], self._tasks, following),
+                told(arrays["following"], following, self._tasks),
                 arrays["terminated"],
                 arrays["terminated"] | arrays["truncated"],
             )
@@ -129,24 +129,21 @@ class RolloutCollector:
         return Rollout(*per_learner), recorder.recording()
 
 
-def with_privileged(observations: np.ndarray, env: MetaVectorEnv) -> np.ndarray:
-    """The rows' current observations ``[H, N_o]``, and behind them what is privileged: ``[H, N_o + p]`` float32."""
-    return np.concatenate([observations, env.privileged], axis=1, dtype=np.float32)
-
-
-def with_tasks(observations: np.ndarray, tasks: np.ndarray, privileged: np.ndarray | None = None) -> np.ndarray:
-    """What learners see that are told more than the observations.
+def told(observations: np.ndarray, *more: np.ndarray) -> np.ndarray:
+    """What learners see that are told more than the observations: all of it in a row.
 
     Args:
         observations: ``[H, ..., N_o]``.
-        tasks: ``[H, k]``.
-        privileged: ``[H, ..., p]``, what the environment calls so; None is p = 0.
+        *more: ``[H, ..., d]`` of each observation, or ``[H, d]`` of each row of them, as a task.
 
     Returns:
-        ``[H, ..., N_o + p + k]`` float32, in this order.
+        ``[H, ..., N_o + d + ...]`` float32.
     """
-    between = observations.ndim - 2
-    spread = tasks.reshape(len(tasks), *[1] * between, tasks.shape[1])
-    spread = np.broadcast_to(spread, (*observations.shape[:-1], tasks.shape[1]))
-    parts = [observations, spread] if privileged is None else [observations, privileged, spread]
-    return np.concatenate(parts, axis=-1, dtype=np.float32)
+    spread = [
+        np.broadcast_to(
+            part.reshape(len(part), *[1] * (observations.ndim - part.ndim), *part.shape[1:]),
+            (*observations.shape[:-1], part.shape[-1]),
+        )
+        for part in more
+    ]
+    return np.concatenate([observations, *spread], axis=-1, dtype=np.float32)
