@@ -94,6 +94,18 @@ class InContextModel(nn.Module):
         Returns:
             Predictions ``[B, L, A]`` and the carry after the last step.
         """
+        y, carry = self.read(tokens, carry, forget_before, input_noise=input_noise)
+        return self.decide(y), carry
+
+    def read(
+        self,
+        tokens: Tensor,
+        carry: Carry | None = None,
+        forget_before: Tensor | None = None,
+        *,
+        input_noise: Tensor | None = None,
+    ) -> tuple[Tensor, Carry]:
+        """What :meth:`forward` decides by: the backbone's outputs ``[B, L, D]``, and the carry after the last step."""
         x = self.normalize(tokens)
         if input_noise is not None:
             x = x + input_noise
@@ -104,7 +116,7 @@ class InContextModel(nn.Module):
             spread[..., 0] = forget_before
             forget_before = spread.flatten(-2)
         y, carry = self.backbone(embedded.flatten(1, 2), carry, forget_before)
-        return self._decide(y[:, per_step - 1 :: per_step]), carry
+        return y[:, per_step - 1 :: per_step], carry
 
     def step(
         self, tokens: Tensor, carry: Carry, *, backbone_step: BackboneStep | None = None
@@ -122,7 +134,7 @@ class InContextModel(nn.Module):
         step = self.backbone.step if backbone_step is None else backbone_step
         for embedded in self._embed(self.normalize(tokens)).unbind(-2):
             y, carry = step(embedded, carry)
-        return self._decide(y), carry
+        return self.decide(y), carry
 
     def _embed(self, x: Tensor) -> Tensor:
         """Normalised tokens ``[..., T]`` to what the backbone reads, ``[..., tokens a step, D]``."""
@@ -138,7 +150,8 @@ class InContextModel(nn.Module):
         ]
         return torch.stack(parts, -2)
 
-    def _decide(self, y: Tensor) -> ActionPrediction:
+    def decide(self, y: Tensor) -> ActionPrediction:
+        """The head's predictions ``[..., A]`` from the backbone's outputs ``[..., D]``."""
         out = self.head(y)
         if self.config.head == "deterministic":
             return ActionPrediction(out, None)
