@@ -17,6 +17,7 @@ Source = Literal[
     "task-parallel-sac",
     "task-parallel-droq",
     "task-informed",
+    "task-informed-privileged",
     "task-informed-sac",
     "sb3-ppo",
     "sb3-sac",
@@ -42,7 +43,8 @@ class Collect:
     """Folder of the dataset; default: data/ENV/SOURCE."""
     source: Source = "task-parallel"
     """A learner a task, all in one program (task-parallel: PPO, or with preset paper the paper's choice); one learner
-    that sees the task (task-informed: PPO); or stable-baselines3 and sb3-contrib, one run a task."""
+    that sees the task (task-informed: PPO), or also what the task does not say (task-informed-privileged, in
+    pusher-goal); or stable-baselines3 and sb3-contrib, one run a task."""
     task: int = 0
     """The one task that an sb3 source learns."""
     jobs: int | None = None

@@ -2,7 +2,8 @@
 
 import pytest
 
-from icrl_agents.envs import env_ids, task_split
+from icrl_agents.envs import env_definition, env_ids, task_split
+from icrl_agents.errors import UnknownNameError
 from icrl_agents.training.collection import check_collection, collection_manifest
 from icrl_agents.training.sources.presets import SOURCES, collection_preset
 
@@ -11,6 +12,10 @@ from icrl_agents.training.sources.presets import SOURCES, collection_preset
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("preset", ["laptop", "paper"])
 def test_there_is_a_setting_that_can_run(env_id: str, source: str, preset: str) -> None:
+    if source == "task-informed-privileged" and not env_definition(env_id).privileged_dim:
+        with pytest.raises(UnknownNameError, match="environment with a task-informed-privileged source"):
+            collection_preset(env_id, preset, source)
+        return
     config = collection_preset(env_id, preset, source)
     check_collection(config)
     tasks = collection_manifest(config).tasks
