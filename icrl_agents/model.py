@@ -94,18 +94,6 @@ class InContextModel(nn.Module):
         Returns:
             Predictions ``[B, L, A]`` and the carry after the last step.
         """
-        y, carry = self.read(tokens, carry, forget_before, input_noise=input_noise)
-        return self.decide(y), carry
-
-    def read(
-        self,
-        tokens: Tensor,
-        carry: Carry | None = None,
-        forget_before: Tensor | None = None,
-        *,
-        input_noise: Tensor | None = None,
-    ) -> tuple[Tensor, Carry]:
-        """What :meth:`forward` decides by: the backbone's outputs ``[B, L, D]``, and the carry after the last step."""
         x = self.normalize(tokens)
         if input_noise is not None:
             x = x + input_noise
@@ -116,7 +104,7 @@ class InContextModel(nn.Module):
             spread[..., 0] = forget_before
             forget_before = spread.flatten(-2)
         y, carry = self.backbone(embedded.flatten(1, 2), carry, forget_before)
-        return y[:, per_step - 1 :: per_step], carry
+        return self._decide(y[:, per_step - 1 :: per_step]), carry
 
     def step(
         self, tokens: Tensor, carry: Carry, *, backbone_step: BackboneStep | None = None
@@ -134,7 +122,7 @@ class InContextModel(nn.Module):
         step = self.backbone.step if backbone_step is None else backbone_step
         for embedded in self._embed(self.normalize(tokens)).unbind(-2):
             y, carry = step(embedded, carry)
-        return self.decide(y), carry
+        return self._decide(y), carry
 
     def _embed(self, x: Tensor) -> Tensor:
         """Normalised tokens ``[..., T]`` to what the backbone reads, ``[..., tokens a step, D]``."""
@@ -150,8 +138,7 @@ class InContextModel(nn.Module):
         ]
         return torch.stack(parts, -2)
 
-    def decide(self, y: Tensor) -> ActionPrediction:
-        """The head's predictions ``[..., A]`` from the backbone's outputs ``[..., D]``."""
+    def _decide(self, y: Tensor) -> ActionPrediction:
         out = self.head(y)
         if self.config.head == "deterministic":
             return ActionPrediction(out, None)

@@ -26,14 +26,13 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+import icrl_agents.envs  # noqa: F401  registers the environments
 from icrl_agents.backbones import Carry
 from icrl_agents.backbones.weights import load_backbone
 from icrl_agents.config import AgentConfig, Head, ModelConfig, Tokenization, check_literals, to_dict
-from icrl_agents.envs import env_definition
 from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.hub import save_checkpoint
 from icrl_agents.model import InContextModel
-from icrl_agents.training.belief import Belief
 from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.lock import DirectoryLock, writing
 from icrl_agents.training.manifest import Manifest
@@ -289,21 +288,16 @@ class _Run:
             mean, std = token_statistics([kept.load(i).tokens for i in range(len(kept))], kept.layout)
             self._model.token_mean.copy_(torch.from_numpy(mean))
             self._model.token_std.copy_(torch.from_numpy(std))
-        self._belief = None
-        if config.on_policy is not None and config.on_policy.belief_weight:
-            hidden = env_definition(config.env_id)
-            self._belief = Belief(self._model, hidden.privileged_dim + hidden.task_vector_dim)
-        self._trained: InContextModel | Belief = self._belief or self._model
-        self._trained.to(device)
-        self._optimizer = make_optimizer(self._trained, config)
+        self._model.to(device)
+        self._optimizer = make_optimizer(self._model, config)
         self.state = RunState(update=0, sampler=self._sampler.state())
-        saved = load_run(directory, self._trained, self._optimizer)
+        saved = load_run(directory, self._model, self._optimizer)
         if saved is not None:
             self.state = saved
             if saved.update < config.updates:
                 self._sampler.restore(saved.sampler)
         processes.check_same("the data or how far the run has come", [self._manifest.digest(), self.state.update])
-        processes.give_all([*self._trained.state_dict().values()])  # machines may differ in a last bit
+        processes.give_all([*self._model.state_dict().values()])  # machines may differ in a last bit
 
     def finish(self, log: RunLog | None) -> TrainingResult:
         """Do the updates that are left; the first process has a log."""
@@ -313,9 +307,6 @@ class _Run:
             while self.state.update < self._config.updates:
                 update = self.state.update + 1
                 if self._sampler.prepare(update, self._model):
-                    if update == 1 and self._belief is not None:
-                        assert isinstance(self._sampler, OnPolicySampler)
-                        self._belief.scale_to(torch.from_numpy(self._sampler.hidden(0)))
                     self._save()
                 metrics = self._update(update)
                 if log is not None:
@@ -355,21 +346,14 @@ class _Run:
         if config.input_noise:
             noise = config.input_noise * torch.randn(batch.tokens.shape, device=self._device)[own]
         self._model.train()
-        read, _ = self._model.read(tokens, self._carry(share), input_noise=noise)
-        loss = action_loss(self._model.decide(read), targets, mask)
-        beside: dict[str, float] = {}
-        if self._belief is not None:
-            assert config.on_policy is not None
-            assert share.hidden is not None
-            missed = self._belief.loss(read, torch.from_numpy(share.hidden).to(self._device))[mask].mean()
-            beside["belief_loss"] = missed.item()  # of this process's share
-            loss = loss + config.on_policy.belief_weight * missed
-        loss = loss * (int(share.mask.sum()) / steps)  # a process's share of the mean over the steps of the whole batch
+        prediction, _ = self._model(tokens, self._carry(share), input_noise=noise)
+        # A process's share of the mean over the steps of the whole batch
+        loss = action_loss(prediction, targets, mask) * (int(share.mask.sum()) / steps)
         self._optimizer.zero_grad()
         loss.backward()
-        total = self._processes.add_up(self._trained.parameters(), loss.item())
-        norm = nn.utils.clip_grad_norm_(self._trained.parameters(), config.clip_norm)
-        metrics = {"loss": total, **beside, "gradient_norm": norm.item(), "learning_rate": rate}
+        total = self._processes.add_up(self._model.parameters(), loss.item())
+        norm = nn.utils.clip_grad_norm_(self._model.parameters(), config.clip_norm)
+        metrics = {"loss": total, "gradient_norm": norm.item(), "learning_rate": rate}
         if not all(map(math.isfinite, metrics.values())):
             raise ConfigError(
                 f"training diverged at update {update}: {metrics}. Try a smaller learning_rate than "
@@ -423,7 +407,7 @@ class _Run:
         if not self._processes.first:
             return
         self.state = replace(self.state, sampler=self._sampler.state())
-        save_run(self._directory, self.state, self._trained, self._optimizer)
+        save_run(self._directory, self.state, self._model, self._optimizer)
 
 
 def agent_config(config: DistillationConfig, manifest: Manifest) -> AgentConfig:

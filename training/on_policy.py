@@ -41,9 +41,6 @@ from icrl_agents.training.windows import WindowBatch, token_statistics
 LIVES = "lives."
 """What begins the names of arrays that the next round goes on from."""
 
-HIDDEN = "hidden"
-"""Name of the array of what the student is to infer."""
-
 LABELLED = 100
 """Steps that are labelled at once: bounds the memory of the teachers' hidden layers."""
 
@@ -84,7 +81,6 @@ class OnPolicyConfig:
             value holds for all later ones.
         wrong_teacher: probability that it is acted by the teacher of another task.
         noise: standard deviations of the noise on executed actions, one of which is drawn for each row's episode.
-        belief_weight: of a second loss, see :mod:`icrl_agents.training.belief`; 0 does without.
     """
 
     rows_per_task: int = 2
@@ -96,7 +92,6 @@ class OnPolicyConfig:
     teacher: tuple[float, ...] = (1.0, 0.6, 0.3, 0.1)
     wrong_teacher: float = 0.1
     noise: tuple[float, ...] = (0.0, 0.0, 0.1, 0.3)
-    belief_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("rows_per_task", "round_updates", "keep_rounds", "short_episodes", "life_rounds"):
@@ -104,8 +99,6 @@ class OnPolicyConfig:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not self.teacher or not self.noise or min(self.noise) < 0:
             raise ConfigError("teacher and noise: expected at least one value each, noise not negative")
-        if self.belief_weight < 0:
-            raise ConfigError(f"belief_weight: expected at least 0, got {self.belief_weight}")
         for name, value in [("wrong_teacher", self.wrong_teacher), *(("teacher", p) for p in self.teacher)]:
             if not 0 <= value <= 1:
                 raise ConfigError(f"{name}: expected probabilities, got {value}")
@@ -156,8 +149,6 @@ class OnPolicySampler:
         self._episodes, self._seed = episodes, seed
         self._env = make_rows(manifest.env_id, manifest.tasks, config.rows_per_task)
         self._privileged = sees_privileged(teachers.seen_dim, self._env.definition)
-        vectors = np.stack([self._env.definition.task_vector(task) for task in manifest.tasks])
-        self._vectors = np.repeat(vectors, config.rows_per_task, axis=0)
         self._kept: dict[int, dict[str, np.ndarray]] = {}
         self._lives: dict[str, np.ndarray] = {}
         self._random = np.random.default_rng([seed, 1])
@@ -196,12 +187,8 @@ class OnPolicySampler:
             for _ in range(max(1, self._batch_steps // length))
         ]
         batch = {name: np.stack([r[name][row] for r, row in picked]) for name in newest}
-        tokens, targets, hidden = batch.pop("tokens"), batch.pop("targets"), batch.pop(HIDDEN, None)
-        return WindowBatch(tokens, targets, np.ones(tokens.shape[:2], bool), _in_order(batch), hidden)
-
-    def hidden(self, number: int) -> np.ndarray:
-        """What the student is to infer ``[N, L, b]`` in a kept round, for a belief."""
-        return self._kept[number][HIDDEN]
+        tokens, targets = batch.pop("tokens"), batch.pop("targets")
+        return WindowBatch(tokens, targets, np.ones(tokens.shape[:2], bool), _in_order(batch))
 
     def state(self) -> str:
         """Where the sampler stands, as JSON text."""
@@ -241,15 +228,13 @@ class OnPolicySampler:
         pending = student.get_state().tokens[:, model.layout.observation_dim :]
         seen = np.empty((rows, steps, self._teachers.seen_dim), np.float32)
         observations = seen[:, :, : self._manifest.observation_dim]
-        hidden = np.empty((rows, steps, self._env.definition.privileged_dim), np.float32)
         actions = np.empty((rows, steps, self._manifest.action_dim), np.float32)
         rewards = np.empty((rows, steps), np.float32)
         ends = np.empty((2, rows, steps), bool)
         mode, noise, other = self._behaviour(number, rng)
         actors, taught = self._actors(mode, other)
         for t in range(steps):
-            hidden[:, t] = self._env.privileged
-            seen[:, t] = told(observation, hidden[:, t]) if self._privileged else observation
+            seen[:, t] = told(observation, self._env.privileged) if self._privileged else observation
             action = student.act(observation)
             action[taught] = self._teachers.act_each(actors[taught], seen[taught, t])
             action = np.clip(action + noise[:, None] * rng.standard_normal(action.shape), low, high).astype(np.float32)
@@ -266,8 +251,6 @@ class OnPolicySampler:
         tokens = model.layout.encode_history(observations, actions, rewards, ends[0] | ends[1])
         tokens[:, 0, model.layout.observation_dim :] = pending
         round_ = {"tokens": tokens, "targets": self._labels(seen)}
-        if self._config.belief_weight:
-            round_[HIDDEN] = told(hidden, self._vectors)
         if self._config.life_rounds == 1:
             return round_, {}
         memory = student.get_state()

@@ -54,20 +54,17 @@ class WindowBatch:
         targets: ``[B, L, A]``.
         mask: ``[B, L]`` bool, True where there is a step.
         memory: the parts of the backbone's carry that they begin with, ``[B, ...]`` each; none: an empty memory.
-        hidden: ``[B, L, b]``, what no agent is told: the task, and what is privileged; None where it is not asked for.
     """
 
     tokens: np.ndarray
     targets: np.ndarray
     mask: np.ndarray
     memory: tuple[np.ndarray, ...] = ()
-    hidden: np.ndarray | None = None
 
     def rows(self, rows: slice) -> "WindowBatch":
         """Some of the windows."""
         memory = tuple(part[rows] for part in self.memory)
-        hidden = None if self.hidden is None else self.hidden[rows]
-        return WindowBatch(self.tokens[rows], self.targets[rows], self.mask[rows], memory, hidden)
+        return WindowBatch(self.tokens[rows], self.targets[rows], self.mask[rows], memory)
 
 
 def kept_episodes(episodes: int, keep_every: int, offset: int | None = None) -> np.ndarray:
