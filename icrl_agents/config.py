@@ -40,7 +40,6 @@ class ModelConfig:
         backbone_options: fields of that backbone's own config dataclass.
         tokenization: ``"transition"`` reads one token a decision (the paper); ``"element"`` reads three, the
             previous action, the previous reward and the observation, and decides at the last (original AD).
-        embed_hidden: width of the hidden layer of what a token goes through before the backbone; 0 makes it linear.
         head: ``"deterministic"`` predicts the action; ``"gaussian"`` its mean and log standard deviation.
         head_hidden: width of the head's hidden layers; 0 makes the head linear.
         head_layers: hidden layers of the head.
@@ -56,11 +55,9 @@ class ModelConfig:
     head_hidden: int = 128
     head_layers: int = 1
     mask_rewards: bool = False
-    embed_hidden: int = 0
 
     def __post_init__(self) -> None:
         check_literals(self)
-        _at_least("embed_hidden", self.embed_hidden, 0)
         _at_least("observation_dim", self.observation_dim, 1)
         _at_least("action_dim", self.action_dim, 1)
         _at_least("head_hidden", self.head_hidden, 0)

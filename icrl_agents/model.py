@@ -59,13 +59,13 @@ class InContextModel(nn.Module):
         self.register_buffer("token_mean", torch.zeros(self.layout.size))
         self.register_buffer("token_std", torch.ones(self.layout.size))
         if config.tokenization == "element":
-            self.embed_action = _mlp(config.action_dim, config.embed_hidden, 1, d_model)
-            self.embed_reward = _mlp(1, config.embed_hidden, 1, d_model)
-            self.embed_observation = _mlp(config.observation_dim + 1, config.embed_hidden, 1, d_model)
+            self.embed_action = nn.Linear(config.action_dim, d_model)
+            self.embed_reward = nn.Linear(1, d_model)
+            self.embed_observation = nn.Linear(config.observation_dim + 1, d_model)
         else:
-            self.embed = _mlp(self.layout.size, config.embed_hidden, 1, d_model)
+            self.embed = nn.Linear(self.layout.size, d_model)
         outputs = config.action_dim * (2 if config.head == "gaussian" else 1)
-        self.head = _mlp(d_model, config.head_hidden, config.head_layers, outputs)
+        self.head = _head(d_model, config.head_hidden, config.head_layers, outputs)
 
     def normalize(self, tokens: Tensor) -> Tensor:
         """Raw tokens ``[..., T]`` to zero mean and unit variance, rewards hidden where the config says so."""
@@ -146,10 +146,9 @@ class InContextModel(nn.Module):
         return ActionPrediction(mean, log_std.clamp(*LOG_STD_RANGE))
 
 
-def _mlp(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Module:
-    """Linear where there is nothing hidden."""
+def _head(d_model: int, hidden: int, layers: int, outputs: int) -> nn.Module:
     if not hidden:
-        return nn.Linear(inputs, outputs)
-    widths = [inputs, *[hidden] * layers]
+        return nn.Linear(d_model, outputs)
+    widths = [d_model, *[hidden] * layers]
     inner = [part for i, o in pairwise(widths) for part in (nn.Linear(i, o), nn.SiLU())]
     return nn.Sequential(*inner, nn.Linear(hidden, outputs))

@@ -71,7 +71,6 @@ class DistillationConfig:
         backbone_options: fields of that backbone's config.
         tokenization: ``"transition"`` (the paper) or ``"element"`` (the original AD), see ``ModelConfig``.
         head: ``"deterministic"`` trains by squared error, ``"gaussian"`` by likelihood.
-        embed_hidden: width of the hidden layer of what a token goes through before the backbone; 0 makes it linear.
         head_hidden: width of the head's hidden layers; 0 makes the head linear.
         head_layers: hidden layers of the head.
         mask_rewards: train the control agent that never sees a reward.
@@ -106,7 +105,6 @@ class DistillationConfig:
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
     tokenization: Tokenization = "transition"
     head: Head = "deterministic"
-    embed_hidden: int = 0
     head_hidden: int = 128
     head_layers: int = 1
     mask_rewards: bool = False
@@ -424,7 +422,6 @@ def agent_config(config: DistillationConfig, manifest: Manifest) -> AgentConfig:
         backbone_options=config.backbone_options,
         tokenization=config.tokenization,
         head=config.head,
-        embed_hidden=config.embed_hidden,
         head_hidden=config.head_hidden,
         head_layers=config.head_layers,
         mask_rewards=config.mask_rewards,

@@ -83,7 +83,7 @@ _ON_POLICY: dict[tuple[str, str], Mapping[str, Any]] = {
         **_ON_POLICY_LAPTOP,
         "on_policy": OnPolicyConfig(rows_per_task=1, short_episodes=4, short_fraction=0.3, life_rounds=6),
         "episodes": 10,
-        "updates": 2500,
+        "updates": 2000,
         "batch_size": 16,
     },
     (_HALF_CHEETAH_VEL, "laptop"): {
