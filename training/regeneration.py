@@ -98,7 +98,7 @@ def regenerate(
         The complete dataset. Its one snapshot is the last of ``parent``, for the tasks at hand.
 
     Raises:
-        ConfigError: wrong experts of a single task.
+        ConfigError: wrong experts of a single task, or policies that see what the environment does not show.
         DatasetError: ``parent`` has no snapshots or is damaged, its learners cannot do other tasks, or the new
             directory holds another collection or is in use.
     """
@@ -108,9 +108,10 @@ def regenerate(
     manifest = _manifest(source.manifest, config)
     if config.wrong_experts and len(manifest.tasks) < 2:
         raise ConfigError("experts of other tasks need at least two tasks")
+    made = _Regeneration(source, manifest, config)  # before a directory begins: snapshots may be unfit
     with HistoryWriter.create_or_resume(directory, manifest) as writer:
         if not writer.complete:
-            _Regeneration(source, manifest, config).run(writer, quiet)
+            made.run(writer, quiet)
     return HistoryDataset(directory)
 
 

@@ -228,7 +228,9 @@ def test_labels_are_of_teachers_that_are_told_it_and_students_are_not(dataset: H
     np.testing.assert_allclose(labels[..., :2], np.stack(told, 1), atol=1e-6)
 
 
-def test_what_does_not_go_together_is_refused(dataset: HistoryDataset, tmp_path: Path) -> None:
+def test_what_does_not_go_together_is_refused(
+    dataset: HistoryDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for config, message in (
         (replace(TINY, env_id="icrl/ReacherGoal-v0"), "calls nothing privileged"),
         (replace(TINY, task_informed=False), "of a task-informed PPO"),
@@ -255,3 +257,7 @@ def test_what_does_not_go_together_is_refused(dataset: HistoryDataset, tmp_path:
             episodes=1,
             seed=0,
         )
+    monkeypatch.setattr(PusherGoalDefinition, "privileged_dim", 3)
+    with pytest.raises(ConfigError, match="see 19 entries; icrl/PusherGoal-v0 shows 17, and 3 that are privileged"):
+        regenerate(dataset._directory, tmp_path / "made", RegenerationConfig(), quiet=True)
+    assert not (tmp_path / "made").exists()
