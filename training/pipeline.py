@@ -126,6 +126,9 @@ def run_training(
         method: ``"ad"`` from the histories, or ``"on-policy"``.
         quiet: no progress bar.
         **changes: fields of :class:`DistillationConfig` instead of the preset's; None leaves the preset's.
+
+    Raises:
+        ConfigError: final policies as the target of histories that do not hold what those policies saw.
     """
     config = distillation_preset(env_id, preset, backbone, method)
     config = replace(config, **{name: value for name, value in changes.items() if value is not None})
