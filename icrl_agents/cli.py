@@ -19,6 +19,7 @@ from icrl_agents.cli_data import DATA_COMMANDS, PullData, Regenerate
 from icrl_agents.cli_training import Anchors, Collect, ImportMamba, Reproduce, Train
 from icrl_agents.cli_watch import Watch
 from icrl_agents.errors import IcrlError, InputError
+from icrl_agents.idle_threads import let_idle_threads_sleep
 
 if TYPE_CHECKING:
     from icrl_agents.evaluation import EvalResult
@@ -293,6 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``icrl-agents``."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # progress reaches a log file at once
+    let_idle_threads_sleep()
     chosen: Any = tyro.extras.subcommand_cli_from_dict(
         {_command_name(command): command for command in COMMANDS},
         prog="icrl-agents",

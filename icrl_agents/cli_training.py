@@ -11,6 +11,7 @@ from tyro.conf import Positional
 
 Preset = Literal["laptop", "paper"]
 Method = Literal["ad", "on-policy"]
+Head = Literal["deterministic", "gaussian"]
 Source = Literal[
     "task-parallel",
     "task-parallel-ppo",
@@ -115,8 +116,10 @@ class Train:
     """Size, sequence length and schedule."""
     method: Method = "ad"
     """From the histories as they are (ad, the paper), or with the student acting and the final policies teaching."""
+    head: Head = "deterministic"
+    """Trained by squared error (the paper), or by likelihood; then the agent samples its actions."""
     out: Path | None = None
-    """Folder of the checkpoint; default: runs/ENV-BACKBONE[-ad][-masked]."""
+    """Folder of the checkpoint; default: runs/ENV-BACKBONE[-ad][-gaussian][-masked]."""
     name: str | None = None
     """Name of the agent; default: the folder's."""
     target: Literal["sampled", "source_mean", "final_policy"] | None = None
@@ -138,7 +141,7 @@ class Train:
 
         env_id = resolve_env_id(self.env)
         short = short_name(env_id)
-        out = self.out or Path("runs") / agent_name(short, self.backbone, self.method, self.mask_rewards)
+        out = self.out or Path("runs") / agent_name(short, self.backbone, self.method, self.head, self.mask_rewards)
         run_training(
             env_id,
             self.data or Path("data") / short / SOURCES[self.method],
@@ -147,6 +150,7 @@ class Train:
             backbone=self.backbone,
             preset=self.preset,
             method=self.method,
+            head=self.head,
             target=self.target,
             mask_rewards=self.mask_rewards,
             updates=self.updates,
@@ -223,6 +227,8 @@ class Reproduce:
     """Amount of data, size and schedule."""
     method: Method = "on-policy"
     """As the shipped agents were made, or ad: as the paper's."""
+    head: Head = "deterministic"
+    """Trained by squared error (the paper), or by likelihood; then the agent samples its actions."""
     mask_rewards: bool = False
     """The control agent, which never sees a reward."""
     seed: int = 0
@@ -243,6 +249,7 @@ class Reproduce:
             backbone=self.backbone,
             preset=self.preset,
             method=self.method,
+            head=self.head,
             mask_rewards=self.mask_rewards,
             seed=self.seed,
             data=self.data,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from icrl_agents.agent import InContextAgent
-from icrl_agents.envs import MetaEnvDefinition, sample_tasks, task_split
+from icrl_agents.envs import MetaEnvDefinition, env_ids, sample_tasks, task_split
 from icrl_agents.evaluation import EvalResult, rollout
 from icrl_agents.hub import agent_names, packaged
 from icrl_agents.training import presets
@@ -256,6 +256,11 @@ def test_readme(block: str, run: Callable[..., str]) -> None:
 def test_benchmarks_run(name: str, run: Callable[..., str]) -> None:
     out = run(ROOT / "examples/benchmarks" / f"{name}.py", "--quick")
     assert re.search(r"^mamba2 .*\d", out, re.MULTILINE)
+
+
+def test_idle_threads_are_compared(run: Callable[..., str]) -> None:
+    out = run(ROOT / "examples/benchmarks/idle_threads.py", "--env-ids", env_ids()[0], "--rows", "4", "--steps", "3")
+    assert re.findall(r"(spinning|sleeping) +[\d.]+ +[\d.]+$", out, re.MULTILINE) == ["spinning", "sleeping"]
 
 
 def test_what_agents_cost_is_measured(run: Callable[..., str], tmp_path: Path) -> None:

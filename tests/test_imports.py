@@ -19,6 +19,7 @@ SOURCES = {
 ORDER = (
     "errors",
     "forks",
+    "idle_threads",
     "atomic",
     "config",
     "provenance",

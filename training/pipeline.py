@@ -13,6 +13,7 @@ import torch
 
 from icrl_agents.agent import InContextAgent
 from icrl_agents.atomic import write_text_atomically
+from icrl_agents.config import Head
 from icrl_agents.envs import env_definition, resolve_env_id, short_name
 from icrl_agents.errors import ConfigError
 from icrl_agents.evaluation import evaluate
@@ -43,6 +44,7 @@ def reproduce(
     backbone: str = "mamba",
     preset: str = "laptop",
     method: Method = "on-policy",
+    head: Head = "deterministic",
     mask_rewards: bool = False,
     seed: int = 0,
     data: Path = Path("data"),
@@ -57,10 +59,11 @@ def reproduce(
         backbone: registered sequence model.
         preset: ``"laptop"`` or ``"paper"``.
         method: ``"on-policy"``, as the shipped agents, or ``"ad"``, as the paper.
+        head: ``"deterministic"``, as the paper, or ``"gaussian"``.
         mask_rewards: the control agent, which never sees a reward.
         seed: of everything.
         data: folder of datasets; the histories go to ``data/ENV/SOURCE``.
-        out: folder of checkpoints; the agent goes to ``out/ENV-BACKBONE[-ad][-masked]``.
+        out: folder of checkpoints; the agent goes to ``out/ENV-BACKBONE[-ad][-gaussian][-masked]``.
         quiet: no progress bars.
         **training_options: instead of the preset's.
 
@@ -71,7 +74,7 @@ def reproduce(
     short = short_name(env_id)
     source = SOURCES[method]
     histories = data / short / source
-    name = agent_name(short, backbone, method, mask_rewards)
+    name = agent_name(short, backbone, method, head, mask_rewards)
     checkpoint = out / name
 
     def collecting() -> None:
@@ -89,6 +92,7 @@ def reproduce(
             backbone=backbone,
             preset=preset,
             method=method,
+            head=head,
             mask_rewards=mask_rewards,
             seed=seed,
             quiet=quiet,
@@ -99,9 +103,10 @@ def reproduce(
     return {"collect": collect, "train": train, "evaluate": tested}
 
 
-def agent_name(env: str, backbone: str, method: Method, mask_rewards: bool) -> str:
-    """The plain name is the shipped recipe's; the paper's and the control say so: ``ENV-BACKBONE[-ad][-masked]``."""
-    return f"{env}-{backbone}{'-ad' if method == 'ad' else ''}{'-masked' if mask_rewards else ''}"
+def agent_name(env: str, backbone: str, method: Method, head: Head, mask_rewards: bool) -> str:
+    """``ENV-BACKBONE[-ad][-gaussian][-masked]``: the plain name is the shipped recipe's."""
+    parts = (("-ad", method == "ad"), ("-gaussian", head == "gaussian"), ("-masked", mask_rewards))
+    return f"{env}-{backbone}" + "".join(word for word, holds in parts if holds)
 
 
 def run_training(
