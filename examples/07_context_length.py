@@ -1,27 +1,31 @@
-"""How much context does learning take? Trains small agents of several context lengths and lets each meet unseen goals.
+"""How much context does learning take? Trains small agents of several context lengths and lets each meet unseen tasks.
 
 A transformer sees no further back than its context; a Mamba is trained on sequences of that length and remembers as
-long as it likes. All get the same number of updates and of tokens an update, from one teacher. Some hours on two cores
-with the defaults; the same command goes on where it was interrupted. --updates 20 --steps-per-task 5000 shows the way.
+long as it likes. All get the same number of updates and of tokens an update, from one teacher. The returns go into
+--out as JSON and as a figure. Some hours on two cores with the defaults; the same command goes on where it was
+interrupted. --updates 20 --steps-per-task 5000 shows the way.
 """
 
 import argparse
+import json
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from icrl_agents import InContextAgent, task_split
+from icrl_agents.envs import env_definition, resolve_env_id
 from icrl_agents.evaluation import LAST_EPISODES, rollout
 from icrl_agents.training.on_policy import OnPolicyConfig
 from icrl_agents.training.pipeline import run_training
 from icrl_agents.training.sources.presets import run_collection
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--out", type=Path, default=Path("runs/context"))
-parser.add_argument(
-    "--contexts", type=int, nargs="+", default=[50, 150, 500, 2_000], help="in steps; an episode has 50"
-)
+parser.add_argument("--env", default="reacher-goal")
+parser.add_argument("--out", type=Path, help="default: runs/context/ENV")
+parser.add_argument("--data", type=Path, help="a teacher that was collected before; default: collect one into --out")
+parser.add_argument("--contexts", type=int, nargs="+", default=[1, 3, 10, 40], help="in episodes")
 parser.add_argument("--backbones", nargs="+", default=["mamba", "transformer"], choices=["mamba", "transformer"])
 parser.add_argument("--steps-per-task", type=int, help="of the teacher; default: the preset's")
 parser.add_argument("--updates", type=int, default=400)
@@ -30,39 +34,64 @@ parser.add_argument("--episodes", type=int, default=40, help="of the evaluation"
 parser.add_argument("--seed", type=int, default=0)
 arguments = parser.parse_args()
 
-ENV_ID, HORIZON = "icrl/ReacherGoal-v0", 50
+env_id = resolve_env_id(arguments.env)
+horizon, out = env_definition(env_id).horizon, arguments.out or Path("runs/context") / arguments.env
 OPTIONS = {
     "mamba": {"d_model": 64, "n_layers": 2},
     "transformer": {"d_model": 64, "n_layers": 2, "n_heads": 4, "d_ff": 128},
 }
-teacher = arguments.out / "teacher"
-run_collection(ENV_ID, teacher, source="task-informed", steps_per_task=arguments.steps_per_task, seed=arguments.seed)
+teacher = arguments.data or out / "teacher"
+if arguments.data is None:
+    run_collection(
+        env_id, teacher, source="task-informed", steps_per_task=arguments.steps_per_task, seed=arguments.seed
+    )
 
 table = Table("backbone", "context", "episode 1", f"last {LAST_EPISODES} of {arguments.episodes}")
+found: dict[str, dict[int, list[float]]] = {}
 for backbone in arguments.backbones:
-    for context in arguments.contexts:
-        folder = arguments.out / f"{backbone}-{context}"
-        episodes = max(1, context // HORIZON)
+    for episodes in arguments.contexts:
+        folder = out / f"{backbone}-{episodes}"
+        context = {"context_length": episodes * horizon} if backbone == "transformer" else {}
         run_training(
-            ENV_ID,
+            env_id,
             teacher,
             folder,
             name=folder.name,
             backbone=backbone,
             method="on-policy",
-            backbone_options={
-                **OPTIONS[backbone],
-                **({"context_length": context} if backbone == "transformer" else {}),
-            },
+            backbone_options={**OPTIONS[backbone], **context},
             episodes=episodes,
-            batch_size=max(1, arguments.tokens // (episodes * HORIZON)),
+            batch_size=max(1, arguments.tokens // (episodes * horizon)),
             on_policy=OnPolicyConfig(short_episodes=min(10, episodes)),
             updates=arguments.updates,
             seed=arguments.seed,
         )
         agent = InContextAgent.from_pretrained(folder)
-        returns = rollout(agent, task_split(ENV_ID).val, arguments.episodes, seed=0).returns.mean(0)
+        returns = rollout(agent, task_split(env_id).val, arguments.episodes, seed=0).returns.mean(0)  # [E]
+        found.setdefault(backbone, {})[episodes] = returns.tolist()
         first, last = f"{returns[0]:.2f}", f"{returns[-LAST_EPISODES:].mean():.2f}"
-        table.add_row(backbone, str(context), first, last)
-        print(f"{backbone} of context {context}: episode 1 returns {first}, the last {LAST_EPISODES} {last}")
+        table.add_row(backbone, str(episodes), first, last)
+        print(f"{backbone} of context {episodes}: episode 1 returns {first}, the last {LAST_EPISODES} {last}")
 Console().print(table)
+
+figure = Figure(figsize=(11, 4), layout="constrained")
+by_context, by_episode = figure.subplots(1, 2)
+for backbone, curves in found.items():
+    lasts = [sum(curve[-LAST_EPISODES:]) / len(curve[-LAST_EPISODES:]) for curve in curves.values()]
+    by_context.plot(list(curves), lasts, "o-", label=backbone)
+    for episodes, curve in curves.items():
+        style = "-" if backbone == "mamba" else "--"
+        by_episode.plot(range(1, len(curve) + 1), curve, style, label=f"{backbone}, context {episodes}")
+by_context.set(xscale="log", xlabel="context in episodes", ylabel=f"return, last {LAST_EPISODES} episodes")
+by_episode.set(xlabel="episode of an unseen task", ylabel="return")
+for axes in (by_context, by_episode):
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+figure.suptitle(
+    f"{arguments.env}: {len(task_split(env_id).val)} val tasks, {arguments.updates} updates, seed {arguments.seed}"
+)
+figure.savefig(out / "context.png", dpi=150)
+(out / "context.json").write_text(
+    json.dumps({"command": vars(arguments), "returns": found}, default=str), encoding="utf-8"
+)
+print(f"picture: {out / 'context.png'}")

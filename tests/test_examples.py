@@ -1,5 +1,6 @@
 """The examples and the README's code run as they stand, in processes of their own, and say what is so."""
 
+import json
 import os
 import re
 import runpy
@@ -163,11 +164,14 @@ def test_compare_backbones(
 
 @pytest.mark.soak
 def test_context_length(run_here: Callable[..., str], tmp_path: Path) -> None:
-    small = ["--steps-per-task", 5_000, "--updates", 1, "--contexts", 50, 100, "--tokens", 1_000, "--episodes", 5]
+    small = ["--steps-per-task", 5_000, "--updates", 1, "--contexts", 1, 2, "--tokens", 1_000, "--episodes", 5]
     out = run_here(example("07"), "--out", "context", *small)
     assert len(numbers(r"^(?:mamba|transformer) of context \d+: episode 1 returns (\S+),", out)) == 4
-    agent = InContextAgent.from_pretrained(tmp_path / "context/transformer-100")
+    agent = InContextAgent.from_pretrained(tmp_path / "context/transformer-2")
     assert agent.config.model.backbone_options["context_length"] == 100
+    returns = json.loads((tmp_path / "context/context.json").read_text())["returns"]
+    assert {backbone: list(curves) for backbone, curves in returns.items()} == {b: ["1", "2"] for b in returns}
+    assert (tmp_path / "context/context.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_demonstrations(checkpoint: Path, run_here: Callable[..., str]) -> None:

@@ -37,6 +37,7 @@ from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.lock import DirectoryLock, writing
 from icrl_agents.training.manifest import Manifest
 from icrl_agents.training.on_policy import OnPolicyConfig, OnPolicySampler, Teachers
+from icrl_agents.training.optimizers import make_optimizer
 from icrl_agents.training.parallel import Processes, joined_processes, processes_of_environment
 from icrl_agents.training.run_log import RunLog
 from icrl_agents.training.run_state import RunState, claim_run, load_run, save_run
@@ -84,6 +85,7 @@ class DistillationConfig:
         updates: optimiser steps.
         batch_size: sequences an update.
         learning_rate: peak of AdamW's.
+        muon_learning_rate: peak of Muon's, for the matrices between hidden layers; 0 leaves all to AdamW.
         warmup: updates over which it rises linearly, before it falls to 0 along a cosine.
         weight_decay: on matrices; not on norms, biases, A_log and D.
         betas: AdamW's two.
@@ -117,6 +119,7 @@ class DistillationConfig:
     updates: int = 600
     batch_size: int = 16
     learning_rate: float = 1e-3
+    muon_learning_rate: float = 0.0
     warmup: int = 50
     weight_decay: float = 1e-4
     betas: tuple[float, ...] = (0.9, 0.95)
@@ -287,7 +290,13 @@ class _Run:
             self._model.token_mean.copy_(torch.from_numpy(mean))
             self._model.token_std.copy_(torch.from_numpy(std))
         self._model.to(device)
-        self._optimizer = make_optimizer(self._model, config)
+        self._optimizer = make_optimizer(
+            self._model,
+            learning_rate=config.learning_rate,
+            muon_learning_rate=config.muon_learning_rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+        )
         self.state = RunState(update=0, sampler=self._sampler.state())
         saved = load_run(directory, self._model, self._optimizer)
         if saved is not None:
@@ -337,8 +346,7 @@ class _Run:
         share = batch.rows(own)
         tokens, targets, mask = on_device(share, self._device)
         rate = learning_rate(config, update)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        self._optimizer.set_learning_rate(rate)
         torch.manual_seed(_seed(config.seed, "noise", update))
         noise = None  # of the whole batch, so that a row's is the same on however many processes
         if config.input_noise:
@@ -475,20 +483,6 @@ def start_from(directory: str | Path, model: InContextModel) -> None:
             f"{dict(model.config.backbone_options)}"
         )
     own.load_state_dict(backbone.state_dict())
-
-
-def make_optimizer(model: nn.Module, config: DistillationConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices only: no norm, bias, A_log or D."""
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        matrix = parameter.ndim > 1 and name.rpartition(".")[2] != "A_log"
-        (decayed if matrix else free).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.betas[0], config.betas[1]))
 
 
 def learning_rate(config: DistillationConfig, update: int) -> float:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from icrl_agents.config import from_dict, to_dict
 from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.training.lock import writing
 from icrl_agents.training.manifest import difference
+from icrl_agents.training.optimizers import Optimizers
 
 STATE_FILE = "training_state.safetensors"
 IDENTITY_FILE = "run.json"
@@ -70,15 +70,16 @@ def claim_run(directory: Path, identity: Mapping[str, Any]) -> None:
         raise ConfigError(f"{directory} holds another run, which differs in: {'; '.join(differing)}")
 
 
-def save_run(directory: Path, state: RunState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def save_run(directory: Path, state: RunState, model: nn.Module, optimizer: Optimizers) -> None:
     """Replace the saved state of a run.
 
     Raises:
         DatasetError: the disk is full; the state before is whole.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    moments = optimizer.state
     for name, parameter in model.named_parameters():
-        for key, value in optimizer.state[parameter].items():
+        for key, value in moments[parameter].items():
             tensors[f"optimizer.{key}.{name}"] = value
     metadata = {"run": json.dumps(to_dict(state))}
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
@@ -86,7 +87,7 @@ def save_run(directory: Path, state: RunState, model: nn.Module, optimizer: torc
         write_atomically(directory / STATE_FILE, lambda path: save_file(contiguous, path, metadata))
 
 
-def load_run(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunState | None:
+def load_run(directory: Path, model: nn.Module, optimizer: Optimizers) -> RunState | None:
     """Put a saved run back into its model and optimiser.
 
     Returns:
@@ -105,10 +106,11 @@ def load_run(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer
         own = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
         model.load_state_dict(own, strict=True)
         parameters = dict(model.named_parameters())
+        moments = optimizer.state
         for key in (name for name in tensors if name.startswith("optimizer.")):
             _, moment, name = key.split(".", 2)
             device = "cpu" if moment == "step" else parameters[name].device  # AdamW counts its steps on the CPU
-            optimizer.state[parameters[name]][moment] = tensors[key].to(device)
+            moments[parameters[name]][moment] = tensors[key].to(device)
     except (SafetensorError, OSError, LookupError, RuntimeError, ValueError) as error:
         raise DatasetError(f"{path} is damaged or not of this run: {error}") from None
     return state

@@ -30,14 +30,12 @@ from torch import Tensor, nn
 
 from icrl_agents.backbones.base import Backbone, Precision
 from icrl_agents.backbones.fused_steps import fused_steps
+from icrl_agents.backbones.step_sizes import check_step_sizes, initial_step_biases
 from icrl_agents.errors import ConfigError
 from icrl_agents.kernels import available_kernels, causal_conv, compiled, conv_step, selective_scan, selective_step
 
 if TYPE_CHECKING:
     from icrl_agents.backbones.packed_mamba import PackedMamba
-
-DT_RANGE = (1e-3, 1e-1)
-"""Step sizes at initialisation are log-uniform in this range (section 3.6)."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,8 @@ class MambaConfig:
         d_conv: inputs that the convolution sees.
         expand: inner width over ``d_model``.
         dt_rank: rank of the step size's projection; ``"auto"`` is ceil(d_model / 16).
+        dt_min: smallest step size at initialisation, see :mod:`icrl_agents.backbones.step_sizes`.
+        dt_max: largest.
     """
 
     d_model: int = 128
@@ -59,8 +59,11 @@ class MambaConfig:
     d_conv: int = 4
     expand: int = 2
     dt_rank: int | Literal["auto"] = "auto"
+    dt_min: float = 1e-3
+    dt_max: float = 1e-1
 
     def __post_init__(self) -> None:
+        check_step_sizes("mamba", self.dt_min, self.dt_max)
         sizes = {"d_model", "n_layers", "d_state", "d_conv", "expand"} | ({"dt_rank"} - {self.dt_rank})
         for name in sorted(sizes):
             value = getattr(self, name)
@@ -110,9 +113,7 @@ class S6Block(nn.Module):
     @torch.no_grad()
     def _initialise(self, config: MambaConfig) -> None:
         nn.init.uniform_(self.dt_proj.weight, -(config.delta_rank**-0.5), config.delta_rank**-0.5)
-        low, high = (math.log(dt) for dt in DT_RANGE)
-        dt = torch.exp(torch.empty(config.d_inner).uniform_(low, high))  # [E]
-        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus of it is dt
+        self.dt_proj.bias.copy_(initial_step_biases(config.d_inner, config.dt_min, config.dt_max))
         self.out_proj.weight.div_(math.sqrt(config.n_layers))  # the residual stream's variance stays O(1)
 
     def train(self, mode: bool = True) -> Self:

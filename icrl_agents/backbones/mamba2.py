@@ -31,13 +31,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icrl_agents.backbones.base import Backbone
+from icrl_agents.backbones.step_sizes import check_step_sizes, initial_step_biases
 from icrl_agents.errors import ConfigError
 from icrl_agents.kernels import causal_conv, conv_step
 
 A_RANGE = (1.0, 16.0)
 """-A at initialisation is uniform in this range."""
-DT_RANGE = (1e-3, 1e-1)
-"""Step sizes at initialisation are log-uniform in this range."""
 CHUNK = 32
 """Steps that meet each other in one matrix product: Q."""
 
@@ -53,6 +52,8 @@ class Mamba2Config:
         d_conv: inputs that the convolution sees.
         expand: inner width over ``d_model``.
         head_dim: channels that share a step size and a decay; divides the inner width.
+        dt_min: smallest step size at initialisation, see :mod:`icrl_agents.backbones.step_sizes`.
+        dt_max: largest.
     """
 
     d_model: int = 128
@@ -61,9 +62,12 @@ class Mamba2Config:
     d_conv: int = 4
     expand: int = 2
     head_dim: int = 32
+    dt_min: float = 1e-3
+    dt_max: float = 1e-1
 
     def __post_init__(self) -> None:
-        for name in (field.name for field in fields(self)):
+        check_step_sizes("mamba2", self.dt_min, self.dt_max)
+        for name in (field.name for field in fields(self) if field.type is int):
             if getattr(self, name) < 1:
                 raise ConfigError(f"mamba2 options: {name} must be at least 1, got {getattr(self, name)}")
         if self.d_inner % self.head_dim:
@@ -114,9 +118,7 @@ class SSDBlock(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, config: Mamba2Config) -> None:
-        low, high = (math.log(dt) for dt in DT_RANGE)
-        dt = torch.exp(torch.empty(config.n_heads).uniform_(low, high))  # [H]
-        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus of it is dt
+        self.dt_bias.copy_(initial_step_biases(config.n_heads, config.dt_min, config.dt_max))
         self.out_proj.weight.div_(math.sqrt(config.n_layers))  # the residual stream's variance stays O(1)
 
     def initial_carry(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> BlockCarry:
