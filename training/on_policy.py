@@ -89,7 +89,6 @@ class OnPolicyConfig:
     short_episodes: int = 10
     short_fraction: float = 0.6
     life_rounds: int = 1
-    undisturbed: float = 0.0
     teacher: tuple[float, ...] = (1.0, 0.6, 0.3, 0.1)
     wrong_teacher: float = 0.1
     noise: tuple[float, ...] = (0.0, 0.0, 0.1, 0.3)
@@ -100,8 +99,7 @@ class OnPolicyConfig:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not self.teacher or not self.noise or min(self.noise) < 0:
             raise ConfigError("teacher and noise: expected at least one value each, noise not negative")
-        one = [(name, getattr(self, name)) for name in ("undisturbed", "wrong_teacher")]
-        for name, value in [*one, *(("teacher", p) for p in self.teacher)]:
+        for name, value in [("wrong_teacher", self.wrong_teacher), *(("teacher", p) for p in self.teacher)]:
             if not 0 <= value <= 1:
                 raise ConfigError(f"{name}: expected probabilities, got {value}")
 
@@ -226,14 +224,14 @@ class OnPolicySampler:
             np.asarray(bound, np.float32) for bound in (self._agent_config.action_low, self._agent_config.action_high)
         )
         student = InContextAgent(model, self._agent_config)
-        observation, rounds_left, undisturbed, remembered = self._begin(number, student, rng)
+        observation, rounds_left, remembered = self._begin(student, rng)
         pending = student.get_state().tokens[:, model.layout.observation_dim :]
         seen = np.empty((rows, steps, self._teachers.seen_dim), np.float32)
         observations = seen[:, :, : self._manifest.observation_dim]
         actions = np.empty((rows, steps, self._manifest.action_dim), np.float32)
         rewards = np.empty((rows, steps), np.float32)
         ends = np.empty((2, rows, steps), bool)
-        mode, noise, other = self._behaviour(number, undisturbed, rng)
+        mode, noise, other = self._behaviour(number, rng)
         actors, taught = self._actors(mode, other)
         for t in range(steps):
             seen[:, t] = told(observation, self._env.privileged) if self._privileged else observation
@@ -245,7 +243,7 @@ class OnPolicySampler:
             student.observe(rewards[:, t], ends[0, :, t], ends[1, :, t], action=action)
             done = ends[0, :, t] | ends[1, :, t]
             if done.any():
-                fresh = self._behaviour(number, undisturbed, rng)
+                fresh = self._behaviour(number, rng)
                 mode, noise, other = (
                     np.where(done, new, old) for new, old in zip(fresh, (mode, noise, other), strict=True)
                 )
@@ -258,19 +256,17 @@ class OnPolicySampler:
         memory = student.get_state()
         lives = {f"env.{name}": array for name, array in self._env.get_state().items()}
         lives |= {f"carry.{i}": leaf for i, leaf in enumerate(_leaves(memory.carry))}
-        lives |= {"tokens": memory.tokens, "observation": observation}
-        lives |= {"rounds_left": rounds_left - 1, "undisturbed": undisturbed}
+        lives |= {"tokens": memory.tokens, "observation": observation, "rounds_left": rounds_left - 1}
         return round_ | {f"carry.{i}": leaf for i, leaf in enumerate(remembered)}, lives
 
     def _begin(
-        self, number: int, student: InContextAgent, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.ndarray]]:
-        """Where the rows are at the beginning of a round, their lives' rounds, which are undisturbed, and memories."""
+        self, student: InContextAgent, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+        """Where the rows are at the beginning of a round, how many rounds their lives have, and what they remember."""
         rows = self._env.num_envs
         student.reset(env=self._env, seed=int(rng.integers(2**31)))
         observation, _ = self._env.reset(seed=int(rng.integers(2**31)))
         rounds_left = rng.integers(1, self._config.life_rounds + 1, rows)
-        undisturbed = np.random.default_rng([self._seed, 2, number]).random(rows) < self._config.undisturbed
         if self._lives:
             before = {name: array.copy() for name, array in self._lives.items()}
             go_on = before["rounds_left"] > 0
@@ -279,7 +275,6 @@ class OnPolicySampler:
             if not go_on.all():
                 observation, _ = self._env.reset(options={"reset_mask": ~go_on})
             rounds_left = np.where(go_on, before["rounds_left"], rounds_left)
-            undisturbed = np.where(go_on, before["undisturbed"], undisturbed)
             state = student.get_state()
             state.tokens = before["tokens"]
             leaves, structure = pytree.tree_flatten(state.carry)
@@ -287,9 +282,9 @@ class OnPolicySampler:
             state.carry = pytree.tree_unflatten(carry, structure)
             student.set_state(state)
             student.forget(~go_on)
-        return observation, rounds_left, undisturbed, _leaves(student.get_state().carry)
+        return observation, rounds_left, _leaves(student.get_state().carry)
 
-    def _behaviour(self, number: int, undisturbed: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    def _behaviour(self, number: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         """Who acts in each row ``[N]`` (0 student, 1 its teacher, 2 another's), the noise, and the other task."""
         config, rows, tasks = self._config, self._env.num_envs, len(self._teachers)
         draw = rng.random(rows)
@@ -297,8 +292,7 @@ class OnPolicySampler:
         mode[rng.random(rows) < config.wrong_teacher] = 2
         own = np.repeat(np.arange(tasks), config.rows_per_task)
         other = (own + rng.integers(1, max(2, tasks), rows)) % tasks
-        noise = rng.choice(np.asarray(config.noise), rows)
-        return np.where(undisturbed, 0, mode), np.where(undisturbed, 0.0, noise), other
+        return mode, rng.choice(np.asarray(config.noise), rows), other
 
     def _actors(self, mode: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The teacher that acts in each row ``[N]``, and the rows in which one does."""

@@ -78,25 +78,16 @@ _ON_POLICY: dict[tuple[str, str], Mapping[str, Any]] = {
         "batch_size": 32,
         "val_episodes": 40,
     },
-    # Lives of up to 60 episodes, half of them left alone as all are later. Where the object is shows itself slowly and
-    # has to be remembered for long: sequences of 2,000 steps, and step sizes to match.
+    # Lives of up to 60 episodes, cut into rounds of 10 or 5. Where the object is shows itself slowly and has to be
+    # remembered for long: smaller step sizes, below.
     (_PUSHER_GOAL, "laptop"): {
         **_ON_POLICY_LAPTOP,
-        "on_policy": OnPolicyConfig(
-            rows_per_task=1,
-            round_updates=40,
-            keep_rounds=5,
-            short_episodes=4,
-            short_fraction=0.3,
-            life_rounds=3,
-            undisturbed=0.5,
-        ),
-        "episodes": 20,
+        "on_policy": OnPolicyConfig(rows_per_task=1, short_episodes=4, short_fraction=0.3, life_rounds=6),
+        "episodes": 10,
         "updates": 2000,
-        "batch_size": 8,
-        "muon_learning_rate": 1.5e-2,
+        "batch_size": 16,
+        "muon_learning_rate": 6e-3,
     },
-    # Lives of up to 60 episodes, cut into rounds of 5.
     (_HALF_CHEETAH_VEL, "laptop"): {
         **_ON_POLICY_LAPTOP,
         "on_policy": OnPolicyConfig(short_episodes=2, short_fraction=0.3, life_rounds=12),
