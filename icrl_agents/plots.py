@@ -24,7 +24,7 @@ _COLORS = (
 
 
 def plot_results(results: Sequence[EvalResult], path: str | Path) -> Path:
-    """Draw agents on the same tasks: return per episode, and reward per step inside the first episode.
+    """Draw agents on the same tasks: return per episode, and reward per step inside the first episode and the last.
 
     Args:
         results: of one environment and subset.
@@ -42,11 +42,13 @@ def plot_results(results: Sequence[EvalResult], path: str | Path) -> Path:
     _returns(left, results)
     for result, color in zip(results, _COLORS * len(results), strict=False):
         steps = np.arange(1, len(result.first_episode[0]) + 1)
-        _band(right, steps, np.asarray(result.first_episode), color, f"{result.agent}, episode 1", None)
-        right.plot(steps, np.mean(result.last_episode, 0), color=color, ls=":", label=f"{result.agent}, last episode")
+        _band(right, steps, np.asarray(result.first_episode), color, None, None)
+        right.plot(steps, np.mean(result.last_episode, 0), color=color, ls=":")
+    for style, label in (("-", "episode 1"), (":", "last episode")):  # colours are those of the other panel
+        right.plot([], [], color="#555555", ls=style, label=label)
     left.set_title(f"{short_name(first.env_id)}: {len(first.tasks)} unseen tasks, no weight update")
     right.set(xlabel="step", ylabel="reward per step")
-    right.set_title("inside the first episode")
+    right.set_title("inside an episode")
     return _saved(figure, path)
 
 
@@ -113,7 +115,7 @@ def _returns(axes: Axes, results: Sequence[EvalResult]) -> None:
     axes.set_xlim(1, max(2, max(len(result.returns[0]) for result in results)))
 
 
-def _band(axes: Axes, x: np.ndarray, values: np.ndarray, color: str, label: str, band: str | None) -> None:
+def _band(axes: Axes, x: np.ndarray, values: np.ndarray, color: str, label: str | None, band: str | None) -> None:
     """The mean over tasks ``[N, X]`` and its 95 % bootstrap band."""
     axes.plot(x, values.mean(0), color=color, lw=2, marker="o" if len(x) == 1 else None, label=label)
     if len(values) > 1:
