@@ -1,9 +1,9 @@
 """How much context does learning take? Trains small agents of several context lengths and lets each meet unseen tasks.
 
-A transformer sees no further back than its context; a Mamba is trained on sequences of that length and remembers as
-long as it likes. All get the same number of updates and of tokens an update, from one teacher. The returns go into
---out as JSON and as a figure. Some hours on two cores with the defaults; the same command goes on where it was
-interrupted. --updates 20 --steps-per-task 5000 shows the way.
+A transformer sees no further back than its context; a Mamba is trained on sequences of that length and forgets
+gradually. All get the same number of updates and, unless one sequence has more, of tokens an update, from one teacher.
+The returns go into --out as JSON and as a figure. Some hours on two cores with the defaults; the same command goes on
+where it was interrupted. --updates 20 --steps-per-task 5000 shows the way.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from icrl_agents import InContextAgent, task_split
-from icrl_agents.envs import env_definition, resolve_env_id
+from icrl_agents.envs import env_definition, resolve_env_id, short_name
 from icrl_agents.evaluation import LAST_EPISODES, rollout
 from icrl_agents.training.on_policy import OnPolicyConfig
 from icrl_agents.training.pipeline import run_training
@@ -35,7 +35,7 @@ parser.add_argument("--seed", type=int, default=0)
 arguments = parser.parse_args()
 
 env_id = resolve_env_id(arguments.env)
-horizon, out = env_definition(env_id).horizon, arguments.out or Path("runs/context") / arguments.env
+horizon, out = env_definition(env_id).horizon, arguments.out or Path("runs/context") / short_name(env_id)
 OPTIONS = {
     "mamba": {"d_model": 64, "n_layers": 2},
     "transformer": {"d_model": 64, "n_layers": 2, "n_heads": 4, "d_ff": 128},

@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
+from icrl_agents.config import Head
+
 Preset = Literal["laptop", "paper"]
 Method = Literal["ad", "on-policy"]
-Head = Literal["deterministic", "gaussian"]
 Source = Literal[
     "task-parallel",
     "task-parallel-ppo",

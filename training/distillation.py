@@ -86,7 +86,7 @@ class DistillationConfig:
         batch_size: sequences an update.
         learning_rate: peak of AdamW's.
         muon_learning_rate: peak of Muon's, for the matrices between hidden layers; 0 leaves all to AdamW.
-        warmup: updates over which it rises linearly, before it falls to 0 along a cosine.
+        warmup: updates over which both rise linearly, before they fall to 0 along a cosine.
         weight_decay: on matrices; not on norms, biases, A_log and D.
         betas: AdamW's two.
         clip_norm: largest norm of a gradient.
@@ -136,6 +136,11 @@ class DistillationConfig:
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "muon_learning_rate"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: expected a finite number, at least 0, got {getattr(self, name)}")
+        if self.muon_learning_rate and not self.learning_rate:
+            raise ConfigError("muon_learning_rate: AdamW, which has the other weights, needs a learning_rate as well")
         if not 0 <= self.val_fraction < 1:
             raise ConfigError(f"val_fraction: expected at least 0 and less than 1, got {self.val_fraction}")
         check_literals(self)
@@ -361,9 +366,10 @@ class _Run:
         norm = nn.utils.clip_grad_norm_(self._model.parameters(), config.clip_norm)
         metrics = {"loss": total, "gradient_norm": norm.item(), "learning_rate": rate}
         if not all(map(math.isfinite, metrics.values())):
+            muon = f", muon_learning_rate than {config.muon_learning_rate}" if config.muon_learning_rate else ""
             raise ConfigError(
                 f"training diverged at update {update}: {metrics}. Try a smaller learning_rate than "
-                f"{config.learning_rate} or more warmup than {config.warmup}, in another directory"
+                f"{config.learning_rate}{muon} or more warmup than {config.warmup}, in another directory"
             )
         self._optimizer.step()
         return {**metrics, "tokens_per_second": steps / (time.perf_counter() - began)}

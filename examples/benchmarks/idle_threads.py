@@ -61,10 +61,10 @@ if __name__ == "__main__":
     for env_id in arguments.env_ids:
         for words, setting in (("spinning", {}), ("sleeping", {"GOMP_SPINCOUNT": str(SPIN_COUNT)})):
             sizes = ["--rows", str(arguments.rows), "--steps", str(arguments.steps)]
-            environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | setting
+            other = {n: value for n, value in os.environ.items() if n not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
             found = subprocess.run(
                 [sys.executable, __file__, "--one", env_id, *sizes],
-                env=environment,
+                env=other | setting,
                 check=True,
                 capture_output=True,
                 text=True,

@@ -23,7 +23,7 @@ move both ways.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
@@ -67,7 +67,7 @@ class Mamba2Config:
 
     def __post_init__(self) -> None:
         check_step_sizes("mamba2", self.dt_min, self.dt_max)
-        for name in (field.name for field in fields(self) if field.type is int):
+        for name in ("d_model", "n_layers", "d_state", "d_conv", "expand", "head_dim"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"mamba2 options: {name} must be at least 1, got {getattr(self, name)}")
         if self.d_inner % self.head_dim:

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from icrl_agents.errors import ConfigError
 
+SMALLEST, LARGEST = 1e-12, 1e3
+"""Bounds of the bounds: beyond them biases are not finite in float32, or states forget within a step."""
+
 
 def check_step_sizes(backbone: str, dt_min: float, dt_max: float) -> None:
     """Refuse bounds that are none.
@@ -20,8 +23,10 @@ def check_step_sizes(backbone: str, dt_min: float, dt_max: float) -> None:
     Raises:
         ConfigError: they are.
     """
-    if not 0 < dt_min <= dt_max < math.inf:
-        raise ConfigError(f"{backbone} options: expected 0 < dt_min <= dt_max, got {dt_min} and {dt_max}")
+    if not SMALLEST <= dt_min <= dt_max <= LARGEST:
+        raise ConfigError(
+            f"{backbone} options: expected {SMALLEST} <= dt_min <= dt_max <= {LARGEST}, got {dt_min} and {dt_max}"
+        )
 
 
 def initial_step_biases(size: int, dt_min: float, dt_max: float) -> Tensor:

@@ -28,7 +28,9 @@ def test_they_are_log_uniform_between_the_bounds(backbone: str, low: float, high
 
 
 @pytest.mark.parametrize("backbone", BIASES)
-@pytest.mark.parametrize(("low", "high"), [(0.0, 0.1), (-1e-3, 0.1), (0.2, 0.1), (1e-3, math.inf), (math.nan, 0.1)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 0.1), (-1e-3, 0.1), (0.2, 0.1), (1e-3, math.inf), (math.nan, 0.1), (1e-50, 0.1)]
+)
 def test_bounds_that_are_none_are_refused(backbone: str, low: float, high: float) -> None:
-    with pytest.raises(ConfigError, match=f"{backbone} options: expected 0 < dt_min <= dt_max"):
+    with pytest.raises(ConfigError, match=f"{backbone} options: expected .* <= dt_min <= dt_max"):
         make_backbone(backbone, {"dt_min": low, "dt_max": high})

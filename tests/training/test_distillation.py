@@ -23,6 +23,7 @@ from icrl_agents.model import ActionPrediction, InContextModel
 from icrl_agents.training import distillation
 from icrl_agents.training.distillation import DistillationConfig, learning_rate, train
 from icrl_agents.training.histories import HistoryWriter
+from icrl_agents.training.optimizers import Optimizers
 from icrl_agents.training.presets import distillation_preset
 from icrl_agents.training.run_state import load_run
 from icrl_agents.training.validation import Validation, action_loss
@@ -304,7 +305,7 @@ def test_optimizer_states_of_other_names_are_refused(tmp_path):
         tensors = {f"model.{key}": tensor for key, tensor in model.state_dict().items()} | {name: torch.zeros(1)}
         save_file(tensors, tmp_path / "training_state.safetensors", metadata)
         with pytest.raises(DatasetError, match=r"training_state\.safetensors"):
-            load_run(tmp_path, model, torch.optim.AdamW(model.parameters()))
+            load_run(tmp_path, model, Optimizers(torch.optim.AdamW(model.parameters())))
 
 
 def test_data_of_another_environment_is_refused(tmp_path, make_dataset):
@@ -332,7 +333,18 @@ def test_divergence_is_an_error_that_says_what_to_do(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"updates": 0}, {"val_fraction": 1.0}, {"betas": (0.9,)}, {"keep_every": 0}], ids=str
+    "change",
+    [
+        {"updates": 0},
+        {"val_fraction": 1.0},
+        {"betas": (0.9,)},
+        {"keep_every": 0},
+        {"learning_rate": math.nan},
+        {"muon_learning_rate": -1.0},
+        {"muon_learning_rate": math.inf},
+        {"muon_learning_rate": 0.01, "learning_rate": 0.0},
+    ],
+    ids=str,
 )
 def test_a_config_that_makes_no_sense_is_refused(change):
     with pytest.raises(ConfigError, match=next(iter(change))):

@@ -33,7 +33,7 @@ distillation.SAVE_SECONDS = 0.0
 COMMON = dict(name="tiny", env_id="icrl/ReacherGoal-v0", backbone="transformer",
               backbone_options={"d_model": 8, "n_layers": 1, "n_heads": 2, "d_ff": 16, "context_length": 12},
               head_hidden=8, keep_every=1, updates=6, warmup=2, val_fraction=0.0, validate_every=3)
-AD = DistillationConfig(**COMMON, episodes=4, batch_size=4, val_episodes=2, input_noise=0.1)
+AD = DistillationConfig(**COMMON, episodes=4, batch_size=4, val_episodes=2, input_noise=0.1, muon_learning_rate=0.01)
 ON_POLICY = DistillationConfig(
     **COMMON, episodes=3, batch_size=2, val_episodes=0, target="final_policy",
     on_policy=OnPolicyConfig(round_updates=2, keep_rounds=2, short_episodes=2, teacher=(0.0, 0.5), noise=(0.0, 0.2)))
