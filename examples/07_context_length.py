@@ -11,8 +11,6 @@ import json
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 
 from icrl_agents import InContextAgent, task_split
 from icrl_agents.envs import env_definition, resolve_env_id, short_name
@@ -33,65 +31,46 @@ parser.add_argument("--tokens", type=int, default=16_000, help="an update")
 parser.add_argument("--episodes", type=int, default=40, help="of the evaluation")
 parser.add_argument("--seed", type=int, default=0)
 arguments = parser.parse_args()
+seed = arguments.seed
 
 env_id = resolve_env_id(arguments.env)
 horizon, out = env_definition(env_id).horizon, arguments.out or Path("runs/context") / short_name(env_id)
-OPTIONS = {
-    "mamba": {"d_model": 64, "n_layers": 2},
-    "transformer": {"d_model": 64, "n_layers": 2, "n_heads": 4, "d_ff": 128},
-}
 teacher = arguments.data or out / "teacher"
 if arguments.data is None:
-    run_collection(
-        env_id, teacher, source="task-informed", steps_per_task=arguments.steps_per_task, seed=arguments.seed
-    )
+    run_collection(env_id, teacher, source="task-informed", steps_per_task=arguments.steps_per_task, seed=seed)
 
-table = Table("backbone", "context", "episode 1", f"last {LAST_EPISODES} of {arguments.episodes}")
 found: dict[str, dict[int, list[float]]] = {}
 for backbone in arguments.backbones:
     for episodes in arguments.contexts:
         folder = out / f"{backbone}-{episodes}"
-        context = {"context_length": episodes * horizon} if backbone == "transformer" else {}
-        run_training(
-            env_id,
-            teacher,
-            folder,
-            name=folder.name,
-            backbone=backbone,
-            method="on-policy",
-            backbone_options={**OPTIONS[backbone], **context},
-            episodes=episodes,
-            batch_size=max(1, arguments.tokens // (episodes * horizon)),
-            on_policy=OnPolicyConfig(short_episodes=min(10, episodes)),
-            updates=arguments.updates,
-            seed=arguments.seed,
-        )
+        options = {"d_model": 64, "n_layers": 2}
+        if backbone == "transformer":
+            options |= {"n_heads": 4, "d_ff": 128, "context_length": episodes * horizon}
+        changes = {"backbone_options": options, "episodes": episodes, "updates": arguments.updates, "seed": seed}
+        changes |= {"batch_size": max(1, arguments.tokens // (episodes * horizon)), "name": folder.name}
+        changes |= {"on_policy": OnPolicyConfig(short_episodes=min(10, episodes))}
+        run_training(env_id, teacher, folder, backbone=backbone, method="on-policy", **changes)
         agent = InContextAgent.from_pretrained(folder)
         returns = rollout(agent, task_split(env_id).val, arguments.episodes, seed=0).returns.mean(0)  # [E]
         found.setdefault(backbone, {})[episodes] = returns.tolist()
-        first, last = f"{returns[0]:.2f}", f"{returns[-LAST_EPISODES:].mean():.2f}"
-        table.add_row(backbone, str(episodes), first, last)
-        print(f"{backbone} of context {episodes}: episode 1 returns {first}, the last {LAST_EPISODES} {last}")
-Console().print(table)
+        last = f"the last {LAST_EPISODES} {returns[-LAST_EPISODES:].mean():.2f}"
+        print(f"{backbone} of context {episodes}: episode 1 returns {returns[0]:.2f}, {last}")
 
 figure = Figure(figsize=(11, 4), layout="constrained")
 by_context, by_episode = figure.subplots(1, 2)
 for backbone, curves in found.items():
     lasts = [sum(curve[-LAST_EPISODES:]) / len(curve[-LAST_EPISODES:]) for curve in curves.values()]
-    by_context.plot(list(curves), lasts, "o-", label=backbone)
+    by_context.plot(range(len(lasts)), lasts, "o-", label=backbone)
     for episodes, curve in curves.items():
         style = "-" if backbone == "mamba" else "--"
         by_episode.plot(range(1, len(curve) + 1), curve, style, label=f"{backbone}, context {episodes}")
-by_context.set(xscale="log", xlabel="context in episodes", ylabel=f"return, last {LAST_EPISODES} episodes")
+by_context.set_xticks(range(len(arguments.contexts)), arguments.contexts)
+by_context.set(xlabel="context in episodes", ylabel=f"return, last {LAST_EPISODES} episodes")
+by_context.legend()
 by_episode.set(xlabel="episode of an unseen task", ylabel="return")
-for axes in (by_context, by_episode):
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-figure.suptitle(
-    f"{arguments.env}: {len(task_split(env_id).val)} val tasks, {arguments.updates} updates, seed {arguments.seed}"
-)
+by_episode.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+figure.suptitle(f"{arguments.env}: {len(task_split(env_id).val)} val tasks, {arguments.updates} updates, seed {seed}")
 figure.savefig(out / "context.png", dpi=150)
-(out / "context.json").write_text(
-    json.dumps({"command": vars(arguments), "returns": found}, default=str), encoding="utf-8"
-)
+record = {"command": vars(arguments), "returns": found}
+(out / "context.json").write_text(json.dumps(record, default=str), encoding="utf-8")
 print(f"picture: {out / 'context.png'}")
