@@ -14,7 +14,6 @@ import torch
 from matplotlib.figure import Figure
 
 from icrl_agents import InContextAgent
-from icrl_agents.envs import short_name
 from icrl_agents.evaluation import EvalResult
 from icrl_agents.hub import packaged
 
@@ -71,7 +70,7 @@ for result, agent, own in zip(results, agents, times, strict=True):
         color=colours[result.env_id],
         marker=MARKERS.get(backbone, "s"),
         ms=8,
-        label=f"{short_name(result.env_id)}, {backbone}",
+        label=result.agent,
     )
 axes.axhline(1, color="#555555", ls="--", lw=1)
 axes.set(xscale="log", xlabel="one step of one agent, microseconds", ylabel="normalized return, last episodes")
