@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from tyro.conf import Positional
 
 from icrl_agents.cli_data import DATA_COMMANDS, PullData, Regenerate
-from icrl_agents.cli_training import Anchors, Collect, ImportMamba, Reproduce, Train
+from icrl_agents.cli_training import Anchors, Collect, Finetune, ImportMamba, Reproduce, Train
 from icrl_agents.cli_watch import Watch
 from icrl_agents.errors import IcrlError, InputError
 from icrl_agents.idle_threads import let_idle_threads_sleep
@@ -279,6 +279,7 @@ COMMANDS = (
     List,
     Collect,
     Train,
+    Finetune,
     Evaluate,
     Compare,
     Anchors,
@@ -309,7 +310,7 @@ def main(arguments: list[str] | None = None) -> None:
         errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        resumes = isinstance(chosen, Collect | Train | Anchors | Reproduce | Regenerate | PullData | Publish)
+        resumes = isinstance(chosen, Collect | Train | Finetune | Anchors | Reproduce | Regenerate | PullData | Publish)
         Console(stderr=True).print(f"interrupted{'; the same command goes on where it stopped' if resumes else ''}")
         sys.exit(130)
 

@@ -163,6 +163,53 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Finetune:
+    """Fine-tune an agent by reinforcement: it acts in training tasks and learns from reward, beyond its teachers.
+
+    An interrupted run goes on with the same command.
+    """
+
+    agent: Positional[str]
+    """Agent name, directory or Hub id, e.g. pusher-goal-mamba."""
+    preset: Preset = "laptop"
+    """Tasks and schedule."""
+    out: Path | None = None
+    """Folder of the checkpoint; default: runs/AGENT-finetuned."""
+    name: str | None = None
+    """Name of the agent that it makes; default: the folder's."""
+    rounds: int | None = None
+    """Roll-outs, each of which is learned from; default: the preset's."""
+    subset: str | None = None
+    """Tasks to train on: train, sampled:N for N of the distribution, or several joined by +; default: the preset's."""
+    learning_rate: float | None = None
+    """At the beginning; falls to 0. Default: the preset's."""
+    noise: float | None = None
+    """Deviation of the actions it tries around its own, in their units; default: the preset's."""
+    seed: int = 0
+    """Of everything."""
+
+    def run(self) -> None:
+        """Fine-tune and say what it brought."""
+        from icrl_agents.training.memory import keep_freed_memory
+        from icrl_agents.training.pipeline import run_finetuning
+
+        keep_freed_memory()
+        out = self.out or Path("runs") / f"{Path(self.agent).name}-finetuned"
+        result = run_finetuning(
+            self.agent,
+            out,
+            preset=self.preset,
+            name=self.name or out.name,
+            rounds=self.rounds,
+            subset=self.subset,
+            learning_rate=self.learning_rate,
+            noise=self.noise,
+            seed=self.seed,
+        )
+        console.print(f"checkpoint: {out}, of round {result.best_round}", soft_wrap=True)
+
+
+@dataclass(frozen=True)
 class Anchors:
     """Measure the reference policies of an environment: no action, random, blind and oracle."""
 

@@ -420,7 +420,7 @@ def collection_manifest(config: CollectionConfig) -> Manifest:
     """What the dataset of a collection says about itself."""
     split = task_split(config.env_id, config.split)
     definition = env_definition(config.env_id)
-    tasks = [task for part in config.subset.split("+") for task in _tasks_of(part, split, config.seed)]
+    tasks = tasks_of_subset(split, config.subset, config.seed)
     probe = make_rows(config.env_id, tasks[:1], 1)
     algorithm = "PPO" if config.sac is None else config.sac.algorithm
     extras: dict[str, Any] = {}
@@ -437,7 +437,7 @@ def collection_manifest(config: CollectionConfig) -> Manifest:
         split=split.name,
         split_hash=split.content_hash,
         subset=config.subset,
-        tasks=tuple(tasks),
+        tasks=tasks,
         streams_per_task=config.streams,
         episode_steps=definition.horizon,
         observation_dim=definition.observation_dim,
@@ -453,6 +453,11 @@ def collection_manifest(config: CollectionConfig) -> Manifest:
         },
         seed=config.seed,
     )
+
+
+def tasks_of_subset(split: TaskSplit, subset: str, seed: int) -> tuple[Task, ...]:
+    """What ``"train+sampled:140"`` means, see :class:`CollectionConfig`."""
+    return tuple(task for part in subset.split("+") for task in _tasks_of(part, split, seed))
 
 
 def _tasks_of(part: str, split: TaskSplit, seed: int) -> Sequence[Task]:

@@ -8,32 +8,29 @@ update depends on nothing but the seed and the update. The directory becomes a c
 validation, and from then on holds the best one so far.
 """
 
-import importlib.metadata
 import math
-import platform
-import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 import icrl_agents.envs  # noqa: F401  registers the environments
-from icrl_agents.backbones import Carry
 from icrl_agents.backbones.weights import load_backbone
 from icrl_agents.config import AgentConfig, Head, ModelConfig, Tokenization, check_literals, to_dict
 from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.hub import save_checkpoint
 from icrl_agents.model import InContextModel
+from icrl_agents.training.circumstances import circumstances
 from icrl_agents.training.histories import HistoryDataset
+from icrl_agents.training.interrupts import interrupts
+from icrl_agents.training.lives import remembered
 from icrl_agents.training.lock import DirectoryLock, writing
 from icrl_agents.training.manifest import Manifest
 from icrl_agents.training.on_policy import OnPolicyConfig, OnPolicySampler, Teachers
@@ -41,6 +38,7 @@ from icrl_agents.training.optimizers import make_optimizer
 from icrl_agents.training.parallel import Processes, joined_processes, processes_of_environment
 from icrl_agents.training.run_log import RunLog
 from icrl_agents.training.run_state import RunState, claim_run, load_run, save_run
+from icrl_agents.training.seeds import purpose_seed
 from icrl_agents.training.validation import (
     Rollout,
     Validator,
@@ -52,7 +50,6 @@ from icrl_agents.training.windows import (
     FinalPolicy,
     KeptHistories,
     Target,
-    WindowBatch,
     WindowSampler,
     token_statistics,
 )
@@ -261,7 +258,7 @@ class _Run:
                 length,
                 from_start=config.from_start,
                 random_offset=config.random_offset,
-                seed=_seed(config.seed, "windows"),
+                seed=purpose_seed(config.seed, "windows"),
             )
         elif teachers is None:
             raise ConfigError("on-policy distillation needs the final policy of every source")
@@ -275,7 +272,7 @@ class _Run:
                 updates=config.updates,
                 batch_size=config.batch_size,
                 episodes=config.episodes,
-                seed=_seed(config.seed, "rounds"),
+                seed=purpose_seed(config.seed, "rounds"),
                 processes=processes,
             )
         self._validate = Validator(
@@ -286,7 +283,7 @@ class _Run:
             self._agent_config,
             device,
         )
-        torch.manual_seed(_seed(config.seed, "weights"))
+        torch.manual_seed(purpose_seed(config.seed, "weights"))
         self._model = InContextModel(self._agent_config.model)
         if config.init_backbone is not None:
             start_from(config.init_backbone, self._model)
@@ -315,14 +312,15 @@ class _Run:
         """Do the updates that are left; the first process has a log."""
         began = saved_at = time.monotonic()
         before = self.state.seconds
-        with _interrupts() as interrupted:
+        with interrupts() as interrupted:
             while self.state.update < self._config.updates:
                 update = self.state.update + 1
                 if self._sampler.prepare(update, self._model):
                     self._save()
                 metrics = self._update(update)
                 if log is not None:
-                    log.update(update, metrics)
+                    note = f"loss {metrics['loss']:.4f}  {metrics['tokens_per_second']:,.0f} tokens/s"
+                    log.update(update, metrics, note)
                 self.state = replace(self.state, update=update, seconds=before + time.monotonic() - began)
                 last = update == self._config.updates
                 if log is not None and (last or update % self._config.validate_every == 0):
@@ -352,12 +350,12 @@ class _Run:
         tokens, targets, mask = on_device(share, self._device)
         rate = learning_rate(config, update)
         self._optimizer.set_learning_rate(rate)
-        torch.manual_seed(_seed(config.seed, "noise", update))
+        torch.manual_seed(purpose_seed(config.seed, "noise", update))
         noise = None  # of the whole batch, so that a row's is the same on however many processes
         if config.input_noise:
             noise = config.input_noise * torch.randn(batch.tokens.shape, device=self._device)[own]
         self._model.train()
-        prediction, _ = self._model(tokens, self._carry(share), input_noise=noise)
+        prediction, _ = self._model(tokens, remembered(self._model, share.memory), input_noise=noise)
         # A process's share of the mean over the steps of the whole batch
         loss = action_loss(prediction, targets, mask) * (int(share.mask.sum()) / steps)
         self._optimizer.zero_grad()
@@ -374,25 +372,10 @@ class _Run:
         self._optimizer.step()
         return {**metrics, "tokens_per_second": steps / (time.perf_counter() - began)}
 
-    def _carry(self, batch: WindowBatch) -> Carry | None:
-        """What the batch's sequences remember at their beginning."""
-        if not batch.memory:
-            return None
-        leaves, structure = pytree.tree_flatten(self._model.backbone.initial_carry(1))
-        given = [torch.from_numpy(part).to(leaf) for part, leaf in zip(batch.memory, leaves, strict=True)]
-        return pytree.tree_unflatten(given, structure)
-
     def _select(self, log: RunLog) -> None:
         """Validate, and keep the checkpoint if none before was better."""
         found = self._validate(self._model)
-        metrics: dict[str, Any] = {"val_score": found.score}
-        if found.loss is not None:
-            metrics["val_loss"] = found.loss
-        if found.returns is not None:
-            metrics["val_returns"] = found.returns
-        log.record(self.state.update, metrics)
-        shown = {name: value for name, value in metrics.items() if isinstance(value, float)}
-        log.say(f"update {self.state.update}: " + ", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
+        log.validation(self.state.update, found)
         if self.state.best_score is None or found.score >= self.state.best_score:
             self.state = replace(self.state, best_update=self.state.update, best_score=found.score)
             self._save_checkpoint()
@@ -406,11 +389,8 @@ class _Run:
             "update": self.state.best_update,
             "val_score": self.state.best_score,
             "seconds": round(self.state.seconds, 1),
-            "parameters": sum(p.numel() for p in self._model.parameters()),
-            "device": str(self._device),
-            "threads": torch.get_num_threads(),
             "processes": self._processes.count,
-            "versions": versions(),
+            **circumstances(self._model, self._device),
         }
         with writing(self._directory):
             save_checkpoint(self._directory, self._model, self._agent_config, training=training)
@@ -461,7 +441,7 @@ def _split(
     """The histories to train on, and those of some tasks held out. At least one task is trained on."""
     tasks = len(dataset.manifest.tasks)
     count = min(math.ceil(config.val_fraction * tasks), tasks - 1)
-    held_out = set(np.random.default_rng(_seed(config.seed, "held out")).permutation(tasks)[:count].tolist())
+    held_out = set(np.random.default_rng(purpose_seed(config.seed, "held out")).permutation(tasks)[:count].tolist())
     parts: tuple[list[int], list[int]] = ([], [])
     for h in range(len(dataset)):
         parts[dataset.task_index(h) in held_out].append(h)
@@ -497,37 +477,3 @@ def learning_rate(config: DistillationConfig, update: int) -> float:
         return config.learning_rate * update / config.warmup
     part = (update - config.warmup) / max(1, config.updates - config.warmup + 1)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * part))
-
-
-def versions() -> dict[str, str]:
-    """Of what a result may depend on."""
-    packages = ("icrl-agents", "gymnasium", "mujoco", "numba", "numpy", "torch")
-    found = {package: importlib.metadata.version(package) for package in packages}
-    return {"python": platform.python_version(), **found}
-
-
-def _seed(seed: int, *purpose: str | int) -> int:
-    """An independent seed for each purpose."""
-    words = [seed, *(int.from_bytes(str(part).encode(), "little") for part in purpose)]
-    return int(np.random.SeedSequence(words).generate_state(1)[0])
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Collects Ctrl-C, so that an update is never cut in half; a second one is not held back."""
-    caught: list[int] = []
-
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    try:
-        previous = signal.signal(signal.SIGINT, on_interrupt)
-    except ValueError:  # only the main thread may; elsewhere there is no Ctrl-C to catch
-        yield caught
-        return
-    try:
-        yield caught
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -5,15 +5,14 @@ add up (Ross, Gordon and Bagnell 2011, arXiv 1011.0686). Here every round lets t
 mixed with its teacher, with the teachers of *other* tasks, and with noise; the right teacher's action on every
 visited observation is the target. The student sees what it will see later: observations, actions and rewards.
 
-Lives longer than a round are cut into rounds: a row keeps its memory, the round after begins with it, and so do the
-sequences that are trained on (truncated backpropagation with stored state, as R2D2, Kapturowski et al. 2019).
+Lives longer than a round are cut into rounds (:mod:`icrl_agents.training.lives`): a row keeps its memory, the round
+after begins with it, and so do the sequences that are trained on.
 
     K tasks, m rows a task, N = K m rows, E episodes a round, L steps, T token entries, A action entries
 """
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,15 +21,14 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from torch.utils import _pytree as pytree
 
 from icrl_agents.agent import InContextAgent
 from icrl_agents.atomic import write_atomically
-from icrl_agents.backbones import Carry
 from icrl_agents.config import AgentConfig
 from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.model import InContextModel
 from icrl_agents.training.collection import make_rows
+from icrl_agents.training.lives import begin_round, end_round
 from icrl_agents.training.lock import writing
 from icrl_agents.training.manifest import Manifest
 from icrl_agents.training.parallel import Processes
@@ -188,7 +186,7 @@ class OnPolicySampler:
         ]
         batch = {name: np.stack([r[name][row] for r, row in picked]) for name in newest}
         tokens, targets = batch.pop("tokens"), batch.pop("targets")
-        return WindowBatch(tokens, targets, np.ones(tokens.shape[:2], bool), _in_order(batch))
+        return WindowBatch(tokens, targets, np.ones(tokens.shape[:2], bool), batch)
 
     def state(self) -> str:
         """Where the sampler stands, as JSON text."""
@@ -224,8 +222,8 @@ class OnPolicySampler:
             np.asarray(bound, np.float32) for bound in (self._agent_config.action_low, self._agent_config.action_high)
         )
         student = InContextAgent(model, self._agent_config)
-        observation, rounds_left, remembered = self._begin(student, rng)
-        pending = student.get_state().tokens[:, model.layout.observation_dim :]
+        begun = begin_round(self._env, student, self._lives, self._config.life_rounds, rng)
+        observation = begun.observation
         seen = np.empty((rows, steps, self._teachers.seen_dim), np.float32)
         observations = seen[:, :, : self._manifest.observation_dim]
         actions = np.empty((rows, steps, self._manifest.action_dim), np.float32)
@@ -249,40 +247,11 @@ class OnPolicySampler:
                 )
                 actors, taught = self._actors(mode, other)
         tokens = model.layout.encode_history(observations, actions, rewards, ends[0] | ends[1])
-        tokens[:, 0, model.layout.observation_dim :] = pending
+        tokens[:, 0, model.layout.observation_dim :] = begun.pending
         round_ = {"tokens": tokens, "targets": self._labels(seen)}
         if self._config.life_rounds == 1:
             return round_, {}
-        memory = student.get_state()
-        lives = {f"env.{name}": array for name, array in self._env.get_state().items()}
-        lives |= {f"carry.{i}": leaf for i, leaf in enumerate(_leaves(memory.carry))}
-        lives |= {"tokens": memory.tokens, "observation": observation, "rounds_left": rounds_left - 1}
-        return round_ | {f"carry.{i}": leaf for i, leaf in enumerate(remembered)}, lives
-
-    def _begin(
-        self, student: InContextAgent, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-        """Where the rows are at the beginning of a round, how many rounds their lives have, and what they remember."""
-        rows = self._env.num_envs
-        student.reset(env=self._env, seed=int(rng.integers(2**31)))
-        observation, _ = self._env.reset(seed=int(rng.integers(2**31)))
-        rounds_left = rng.integers(1, self._config.life_rounds + 1, rows)
-        if self._lives:
-            before = {name: array.copy() for name, array in self._lives.items()}
-            go_on = before["rounds_left"] > 0
-            self._env.set_state({n.removeprefix("env."): a for n, a in before.items() if n.startswith("env.")})
-            observation = before["observation"]
-            if not go_on.all():
-                observation, _ = self._env.reset(options={"reset_mask": ~go_on})
-            rounds_left = np.where(go_on, before["rounds_left"], rounds_left)
-            state = student.get_state()
-            state.tokens = before["tokens"]
-            leaves, structure = pytree.tree_flatten(state.carry)
-            carry = [torch.from_numpy(before[f"carry.{i}"]).to(leaf) for i, leaf in enumerate(leaves)]
-            state.carry = pytree.tree_unflatten(carry, structure)
-            student.set_state(state)
-            student.forget(~go_on)
-        return observation, rounds_left, _leaves(student.get_state().carry)
+        return round_ | begun.memory, end_round(self._env, student, observation, begun.rounds_left)
 
     def _behaviour(self, number: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         """Who acts in each row ``[N]`` (0 student, 1 its teacher, 2 another's), the noise, and the other task."""
@@ -319,13 +288,3 @@ class OnPolicySampler:
 
     def _file(self, number: int) -> Path:
         return self._directory / f"{number:05d}.safetensors"
-
-
-def _leaves(carry: Carry) -> list[np.ndarray]:
-    """The parts of a carry as arrays of their own."""
-    return [leaf.detach().cpu().numpy().copy() for leaf in pytree.tree_leaves(carry)]
-
-
-def _in_order(memories: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-    """The arrays ``carry.0, carry.1, ...``."""
-    return tuple(memories[f"carry.{i}"] for i in range(len(memories)))

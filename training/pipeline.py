@@ -17,13 +17,14 @@ from icrl_agents.config import Head
 from icrl_agents.envs import env_definition, resolve_env_id, short_name
 from icrl_agents.errors import ConfigError
 from icrl_agents.evaluation import evaluate
-from icrl_agents.hub import load_checkpoint, save_checkpoint
+from icrl_agents.hub import load_checkpoint, resolve, save_checkpoint
 from icrl_agents.plots import plot_results
 from icrl_agents.training.collection import make_rows
 from icrl_agents.training.distillation import TrainingResult, train
 from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.lock import writing
-from icrl_agents.training.presets import Method, distillation_preset
+from icrl_agents.training.presets import Method, distillation_preset, is_finetuned, reinforcement_preset
+from icrl_agents.training.reinforcement import ReinforcementResult, finetune
 from icrl_agents.training.sources.policies import SnapshotPolicies, sees_privileged
 from icrl_agents.training.sources.presets import run_collection
 
@@ -54,6 +55,8 @@ def reproduce(
 ) -> dict[str, float]:
     """Collect, train and evaluate one agent; each part is skipped where it is done and resumed where it was cut off.
 
+    Where the preset fine-tunes by reinforcement what was distilled on policy, that is a part of its own.
+
     Args:
         env: short name or id.
         backbone: registered sequence model.
@@ -63,12 +66,13 @@ def reproduce(
         mask_rewards: the control agent, which never sees a reward.
         seed: of everything.
         data: folder of datasets; the histories go to ``data/ENV/SOURCE``.
-        out: folder of checkpoints; the agent goes to ``out/ENV-BACKBONE[-ad][-gaussian][-masked]``.
+        out: folder of checkpoints; the agent goes to ``out/ENV-BACKBONE[-ad][-gaussian][-masked]``, and what is
+            fine-tuned later to a folder of that name and ``-distilled``.
         quiet: no progress bars.
         **training_options: instead of the preset's.
 
     Returns:
-        Seconds that each part took, over all runs of this command: ``collect, train, evaluate``.
+        Seconds that each part took, over all runs of this command: ``collect, train, (finetune,) evaluate``.
     """
     env_id = resolve_env_id(env)
     short = short_name(env_id)
@@ -76,19 +80,21 @@ def reproduce(
     histories = data / short / source
     name = agent_name(short, backbone, method, head, mask_rewards)
     checkpoint = out / name
+    finetuned = method == "on-policy" and head == "deterministic" and is_finetuned(env_id, preset)
+    distilled = out / f"{name}-distilled" if finetuned else checkpoint
 
     def collecting() -> None:
         run_collection(env_id, histories, preset=preset, source=source, seed=seed, quiet=quiet)
 
-    collect = _timed(histories, "collect", collecting)
-    train = _timed(
-        checkpoint,
+    times = {"collect": _timed(histories, "collect", collecting)}
+    times["train"] = _timed(
+        distilled,
         "train",
         lambda: run_training(
             env_id,
             histories,
-            checkpoint,
-            name=name,
+            distilled,
+            name=distilled.name,
             backbone=backbone,
             preset=preset,
             method=method,
@@ -99,8 +105,14 @@ def reproduce(
             **training_options,
         ),
     )
-    tested = _timed(checkpoint, "evaluate", lambda: evaluate_checkpoint(checkpoint))
-    return {"collect": collect, "train": train, "evaluate": tested}
+    if finetuned:
+        times["finetune"] = _timed(
+            checkpoint,
+            "finetune",
+            lambda: run_finetuning(distilled, checkpoint, preset=preset, name=name, seed=seed, quiet=quiet),
+        )
+    times["evaluate"] = _timed(checkpoint, "evaluate", lambda: evaluate_checkpoint(checkpoint))
+    return times
 
 
 def agent_name(env: str, backbone: str, method: Method, head: Head, mask_rewards: bool) -> str:
@@ -148,6 +160,27 @@ def run_training(
             "or take the target source_mean"
         )
     return train(config, histories, checkpoint, teachers.act_as, teachers=teachers, quiet=quiet)
+
+
+def run_finetuning(
+    agent: str | Path, checkpoint: Path, *, preset: str = "laptop", quiet: bool = False, **changes: Any
+) -> ReinforcementResult:
+    """Fine-tune by preset.
+
+    Args:
+        agent: directory, bundled name or Hub id of what to begin with.
+        checkpoint: folder of the run.
+        preset: ``"laptop"`` or ``"paper"``.
+        quiet: no progress bar.
+        **changes: fields of :class:`ReinforcementConfig` instead of the preset's; None leaves the preset's.
+
+    Raises:
+        UnknownNameError: no such agent, or no preset for its environment.
+    """
+    _, of = load_checkpoint(resolve(agent))
+    config = reinforcement_preset(of.env_id, preset)
+    config = replace(config, **{name: value for name, value in changes.items() if value is not None})
+    return finetune(config, agent, checkpoint, quiet=quiet)
 
 
 def evaluate_checkpoint(checkpoint: Path) -> None:

@@ -12,6 +12,7 @@ from icrl_agents.envs import short_name
 from icrl_agents.errors import UnknownNameError
 from icrl_agents.training.distillation import DistillationConfig
 from icrl_agents.training.on_policy import OnPolicyConfig
+from icrl_agents.training.reinforcement import ReinforcementConfig
 
 _REACHER_GOAL, _PUSHER_GOAL = "icrl/ReacherGoal-v0", "icrl/PusherGoal-v0"
 _HALF_CHEETAH_VEL, _ANT_DIR = "icrl/HalfCheetahVel-v0", "icrl/AntDir-v0"
@@ -188,3 +189,37 @@ def distillation_preset(env_id: str, preset: str, backbone: str = "mamba", metho
         backbone_options=_BACKBONES[env_id, preset][backbone],
         **(_ON_POLICY[env_id, preset] if method == "on-policy" else {}),
     )
+
+
+_REINFORCEMENT: dict[tuple[str, str], ReinforcementConfig] = {
+    (_REACHER_GOAL, "laptop"): ReinforcementConfig(
+        "", _REACHER_GOAL, subset="train+sampled:140", episodes=10, life_rounds=4, gamma=0.95
+    ),
+    (_PUSHER_GOAL, "laptop"): ReinforcementConfig("", _PUSHER_GOAL, subset="train+sampled:175"),
+    (_HALF_CHEETAH_VEL, "laptop"): ReinforcementConfig("", _HALF_CHEETAH_VEL, subset="train+sampled:105", gamma=0.99),
+    (_ANT_DIR, "laptop"): ReinforcementConfig("", _ANT_DIR, subset="train+sampled:90", gamma=0.99),
+}
+"""(environment, preset) -> how an agent is fine-tuned by reinforcement."""
+
+_FINETUNED = {(_PUSHER_GOAL, "laptop")}
+"""Where that is part of how the shipped agents are made."""
+
+
+def reinforcement_preset(env_id: str, preset: str) -> ReinforcementConfig:
+    """A known setting; change what you like with ``dataclasses.replace``.
+
+    Args:
+        env_id: Gymnasium id.
+        preset: ``"laptop"``; the paper has no such part.
+
+    Raises:
+        UnknownNameError: no such preset, or none for that environment.
+    """
+    if (env_id, preset) not in _REINFORCEMENT:
+        raise UnknownNameError("setting of fine-tuning", f"{env_id}, {preset}", [", ".join(k) for k in _REINFORCEMENT])
+    return _REINFORCEMENT[env_id, preset]
+
+
+def is_finetuned(env_id: str, preset: str) -> bool:
+    """Whether the shipped agents of an environment are fine-tuned after their distillation."""
+    return (env_id, preset) in _FINETUNED

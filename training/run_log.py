@@ -18,6 +18,7 @@ from rich.progress import (
 from icrl_agents.atomic import write_text_atomically
 from icrl_agents.errors import MissingExtraError
 from icrl_agents.training.lock import writing
+from icrl_agents.training.validation import Validation
 
 METRICS_FILE = "metrics.jsonl"
 """One JSON object a line, each with its ``update``."""
@@ -59,10 +60,9 @@ class RunLog:
         )
         self._task = self._bar.add_task("training", total=updates, completed=done, note="")
 
-    def update(self, update: int, metrics: Mapping[str, float]) -> None:
-        """Record one update's numbers, ``loss`` and ``tokens_per_second`` among them, and move the bar."""
+    def update(self, update: int, metrics: Mapping[str, float], note: str) -> None:
+        """Record one update's numbers, move the bar and show a note beside it."""
         self.record(update, metrics)
-        note = f"loss {metrics['loss']:.4f}  {metrics['tokens_per_second']:,.0f} tokens/s"
         self._bar.update(self._task, completed=update, note=note)
 
     def record(self, update: int, metrics: Mapping[str, Any]) -> None:
@@ -74,6 +74,17 @@ class RunLog:
             for name, value in metrics.items():
                 if isinstance(value, float):
                     self._tensorboard.add_scalar(name, value, update)
+
+    def validation(self, update: int, found: Validation) -> None:
+        """Record and show what a validation found."""
+        metrics: dict[str, Any] = {"val_score": found.score}
+        if found.loss is not None:
+            metrics["val_loss"] = found.loss
+        if found.returns is not None:
+            metrics["val_returns"] = found.returns
+        self.record(update, metrics)
+        shown = {name: value for name, value in metrics.items() if isinstance(value, float)}
+        self.say(f"update {update}: " + ", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""

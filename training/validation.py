@@ -2,8 +2,9 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from icrl_agents.agent import InContextAgent
 from icrl_agents.config import AgentConfig
+from icrl_agents.envs import Task, task_split
 from icrl_agents.errors import DatasetError
 from icrl_agents.model import ActionPrediction, InContextModel
-from icrl_agents.training.manifest import Manifest
 from icrl_agents.training.windows import KeptHistories, TokenHistory, WindowBatch, stack_windows
 
 Rollout = Callable[[InContextAgent], np.ndarray]
@@ -95,11 +96,8 @@ class Validator:
         """Validate; the model is not changed."""
         # A copy: whatever a model caches while it acts must not meet the next update.
         model = copy.deepcopy(model).eval()
-        returns = None
         loss = self._loss(model)
-        if self._rollout is not None:
-            found = np.asarray(self._rollout(InContextAgent(model, self._agent_config)))
-            returns = tuple(float(value) for value in found.mean(0))
+        returns = None if self._rollout is None else mean_returns(self._rollout, model, self._agent_config)
         return Validation(loss, returns)
 
     @torch.no_grad()
@@ -113,32 +111,61 @@ class Validator:
         return total / steps if steps else None
 
 
+def mean_returns(rollout: Rollout, model: InContextModel, agent_config: AgentConfig) -> tuple[float, ...]:
+    """Mean over the tasks of each episode's return ``[episodes]``."""
+    found = np.asarray(rollout(InContextAgent(model, agent_config)))
+    return tuple(float(value) for value in found.mean(0))
+
+
 def on_device(batch: WindowBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens ``[B, L, T]``, targets ``[B, L, A]`` and mask ``[B, L]`` as tensors."""
     tokens, targets, mask = (torch.from_numpy(a).to(device) for a in (batch.tokens, batch.targets, batch.mask))
     return tokens, targets, mask
 
 
-def rollout_on_unseen_tasks(manifest: Manifest, episodes: int, seed: int) -> Rollout:
-    """Roll-outs on the validation tasks of the split that the data was collected on.
+class TrainedOn(Protocol):
+    """Tasks that are trained on, as a dataset's manifest names them."""
+
+    @property
+    def env_id(self) -> str:
+        """Gymnasium id."""
+
+    @property
+    def split(self) -> str:
+        """Named split."""
+
+    @property
+    def split_hash(self) -> str:
+        """Its content hash when the tasks were chosen."""
+
+    @property
+    def subset(self) -> str:
+        """Part of the split, in words."""
+
+    @property
+    def tasks(self) -> Sequence[Task]:
+        """The tasks."""
+
+
+def rollout_on_unseen_tasks(trained_on: TrainedOn, episodes: int, seed: int) -> Rollout:
+    """Roll-outs on the validation tasks of the split that the training tasks are of.
 
     Raises:
         DatasetError: the split has changed since, so that its validation tasks may have been trained on; or
-            the data was collected on validation or test tasks.
+            validation or test tasks are trained on.
     """
-    from icrl_agents.envs import task_split
     from icrl_agents.evaluation import rollout
 
-    split = task_split(manifest.env_id, manifest.split)
-    if split.content_hash != manifest.split_hash:
+    split = task_split(trained_on.env_id, trained_on.split)
+    if split.content_hash != trained_on.split_hash:
         raise DatasetError(
-            f"the data was collected on split {manifest.split!r} with hash {manifest.split_hash}; "
+            f"the data was collected on split {trained_on.split!r} with hash {trained_on.split_hash}; "
             f"here it has {split.content_hash}"
         )
-    trained = [json.dumps(dict(task), sort_keys=True) for task in manifest.tasks]
+    trained = [json.dumps(dict(task), sort_keys=True) for task in trained_on.tasks]
     if any(json.dumps(task, sort_keys=True) in trained for task in (*split.val, *split.test)):
         raise DatasetError(
-            f"the data ({manifest.subset}) was collected on validation or test tasks, which have to stay unseen; "
+            f"the training tasks ({trained_on.subset}) hold validation or test tasks, which have to stay unseen; "
             "val_episodes=0 trains on them all the same, for an agent that nothing is reported of"
         )
     return lambda agent: rollout(agent, split.val, episodes, seed).returns

@@ -9,7 +9,7 @@ between had never been; at the first step of all it is 0, as it is for an agent 
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -53,17 +53,18 @@ class WindowBatch:
         tokens: ``[B, L, T]`` raw tokens; zeros where a history was shorter than the window.
         targets: ``[B, L, A]``.
         mask: ``[B, L]`` bool, True where there is a step.
-        memory: the parts of the backbone's carry that they begin with, ``[B, ...]`` each; none: an empty memory.
+        memory: parts of the backbone's carry that they begin with, ``[B, ...]`` each, named as in
+            :mod:`icrl_agents.training.lives`; none: an empty memory.
     """
 
     tokens: np.ndarray
     targets: np.ndarray
     mask: np.ndarray
-    memory: tuple[np.ndarray, ...] = ()
+    memory: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def rows(self, rows: slice) -> "WindowBatch":
         """Some of the windows."""
-        memory = tuple(part[rows] for part in self.memory)
+        memory = {name: part[rows] for name, part in self.memory.items()}
         return WindowBatch(self.tokens[rows], self.targets[rows], self.mask[rows], memory)
 
 

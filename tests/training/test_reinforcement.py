@@ -1,0 +1,379 @@
+"""Reinforcement fine-tuning: it learns from reward, from what the agent saw, and a killed run ends as any other."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from safetensors.torch import load_file
+
+from icrl_agents.agent import InContextAgent
+from icrl_agents.envs import task_split
+from icrl_agents.errors import ConfigError, DatasetError
+from icrl_agents.hub import load_checkpoint, save_checkpoint
+from icrl_agents.training import reinforcement
+from icrl_agents.training.critic import Critic, advantages
+from icrl_agents.training.lives import remembered
+from icrl_agents.training.reinforcement import ReinforcementConfig, ReinforcementResult, finetune
+
+ENV_ID = "icrl/ReacherGoal-v0"
+TINY = ReinforcementConfig(
+    "tuned",
+    ENV_ID,
+    subset="sampled:4",
+    rounds=4,
+    episodes=1,
+    life_rounds=3,
+    critic_rounds=1,
+    batch_size=2,
+    learning_rate=1e-3,
+    critic_hidden=(8,),
+    critic_batch_size=100,
+    val_episodes=1,
+    validate_every=2,
+)
+
+
+@pytest.fixture(scope="module", params=["mamba", "transformer"])
+def start(
+    request: pytest.FixtureRequest, make_agent: Callable[..., InContextAgent], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An agent as it was before."""
+    return saved(make_agent(request.param), tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def mamba(make_agent: Callable[..., InContextAgent], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(make_agent(), tmp_path_factory)
+
+
+def saved(agent: InContextAgent, folders: pytest.TempPathFactory) -> Path:
+    directory = folders.mktemp("start")
+    agent.save_pretrained(directory)
+    return directory
+
+
+def quietly(start: Path, out: Path, config: ReinforcementConfig = TINY, **changes: Any) -> ReinforcementResult:
+    return finetune(dataclasses.replace(config, **changes), start, out, tensorboard=False, quiet=True)
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_weights(one: Path, other: Path, file: str = "model.safetensors") -> None:
+    ours, theirs = load_file(one / file), load_file(other / file)
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+# ------------------------------------------------------------------ advantages and critic
+
+numbers = st.floats(-10, 10, width=32)
+
+
+@given(
+    st.integers(1, 6).flatmap(
+        lambda steps: st.tuples(
+            arrays(np.float64, (2, steps), elements=numbers),
+            arrays(np.float64, (2, steps + 1), elements=numbers),
+            arrays(bool, (2, steps)),
+        )
+    ),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+def test_advantages_are_the_weighted_sum_of_temporal_differences(
+    given: tuple[np.ndarray, np.ndarray, np.ndarray], gamma: float, gae_lambda: float
+) -> None:
+    rewards, values, done = given
+    found = advantages(rewards, values, done, gamma, gae_lambda)
+    for row in range(2):
+        for t in range(rewards.shape[1]):
+            expected, weight = 0.0, 1.0
+            for s in range(t, rewards.shape[1]):
+                following = 0.0 if done[row, s] else values[row, s + 1]
+                expected += weight * (rewards[row, s] + gamma * following - values[row, s])
+                weight *= gamma * gae_lambda
+                if done[row, s]:
+                    break
+            assert found[row, t] == pytest.approx(expected, abs=1e-9)
+
+
+def test_without_values_an_advantage_is_the_discounted_return_of_its_episode() -> None:
+    rewards, done = np.array([[1.0, 2.0, 4.0, 8.0]]), np.array([[False, True, False, False]])
+    found = advantages(rewards, np.zeros((1, 5)), done, 0.5, 1.0)
+    np.testing.assert_allclose(found, [[2.0, 2.0, 8.0, 8.0]])
+
+
+def test_a_critic_works_in_units_of_reward() -> None:
+    """Its outputs are scaled by the returns of the first round, and its loss is measured in their deviation."""
+    torch.manual_seed(0)
+    critic = Critic(3, (8,))
+    seen, returns = 100 + 7 * torch.randn(500, 3), 1000 + 50 * torch.randn(500)
+    critic.normalise(seen, returns)
+    assert abs(critic(seen).mean() - 1000) < 100
+    error = (critic(seen) - returns).square().mean() / returns.var()
+    assert critic.loss(seen, returns).item() == pytest.approx(error.item(), rel=1e-4)
+
+
+# ------------------------------------------------------------------ a round
+
+
+@pytest.fixture
+def run(start: Path, tmp_path: Path) -> Any:
+    """A run that has not begun."""
+    return a_run(TINY, start, tmp_path / "run")
+
+
+def a_run(config: ReinforcementConfig, start: Path, directory: Path) -> Any:
+    tasks = reinforcement._training_tasks(config)
+    return reinforcement._Run(config, start, "", tasks, directory, lambda _: np.zeros((1, 1)), torch.device("cpu"))
+
+
+def test_what_is_learned_from_is_what_was_acted(run: Any) -> None:
+    """The model over a round's tokens, from what it remembered at the beginning, decides as the agent did: in the first
+    round of a life, in later ones, and in rows that began anew."""
+    ages = []
+    for number in range(3):
+        left = run._lives.get("rounds_left", np.zeros(4))
+        experience, run._lives = run._act(number)
+        ages.append(left > 0)
+        predicted, _ = run._model(torch.from_numpy(experience.tokens), remembered(run._model, experience.memory))
+        np.testing.assert_allclose(predicted.mean.detach(), experience.means, atol=2e-5)
+    assert np.unique(ages[1:]).size == 2  # some rows went on, some began anew
+
+
+def test_actions_are_tried_around_the_agents_and_executed_within_bounds(run: Any) -> None:
+    experience, _ = run._act(0)
+    deviations = experience.actions - experience.means
+    assert deviations.std() == pytest.approx(TINY.noise, rel=0.2)
+    executed = experience.tokens[:, 1:, 16:18]
+    np.testing.assert_allclose(executed, experience.actions[:, :-1].clip(-1, 1), atol=1e-6)
+
+
+def test_the_critic_sees_observation_task_and_time_after_the_last_step_as_well(run: Any) -> None:
+    experience, _ = run._act(0)
+    assert experience.seen.shape == (4, 51, 8 + 2 + 1)
+    np.testing.assert_array_equal(experience.seen[:, :-1, :8], experience.tokens[:, :, :8])
+    goals = np.array([task["goal"] for task in run._tasks.tasks], np.float32)
+    np.testing.assert_array_equal(experience.seen[..., 8:10], np.repeat(goals[:, None], 51, 1))
+    np.testing.assert_allclose(experience.seen[..., 10], np.tile([*np.arange(50) / 50, 0], (4, 1)), atol=1e-6)
+    assert experience.done.sum() == 4
+    assert experience.done[:, -1].all()
+
+
+def a_run_of(env_id: str, agent: InContextAgent, folder: Path, **changes: Any) -> Any:
+    """A run of an agent that calls itself one of another environment."""
+    config = dataclasses.replace(agent.config, env_id=env_id)
+    save_checkpoint(folder / "start", agent.model, config)
+    return a_run(dataclasses.replace(TINY, env_id=env_id, **changes), folder / "start", folder / "run")
+
+
+def test_the_critic_sees_what_is_privileged(make_agent: Callable[..., InContextAgent], tmp_path: Path) -> None:
+    """Pusher-Goal's objects lie where the task says when an episode begins."""
+    run = a_run_of("icrl/PusherGoal-v0", make_agent(observation_dim=17, action_dim=7), tmp_path)
+    experience, _ = run._act(0)
+    assert experience.seen.shape == (4, 101, 17 + 4 + 2 + 1)
+    places = np.array([task["object"] for task in run._tasks.tasks])
+    np.testing.assert_allclose(experience.seen[:, 0, 21:23], places, atol=1e-6)
+
+
+def test_episodes_that_end_early_go_on_with_the_next(make_agent: Callable[..., InContextAgent], tmp_path: Path) -> None:
+    """Ant-Dir ends where the ant falls; the clock that the critic sees begins anew."""
+    agent = make_agent(observation_dim=27, action_dim=8)
+    run = a_run_of("icrl/AntDir-v0", agent, tmp_path, noise=3.0, subset="sampled:8", episodes=2)
+    for number in range(2):
+        before = run._lives.get("age", np.zeros(8))
+        experience, run._lives = run._act(number)
+        clock = np.rint(experience.seen[..., -1] * 200).astype(int)
+        began = experience.tokens[:, 0, -1] == 1
+        np.testing.assert_array_equal(clock[:, 0], np.where(began, 0, before))
+        np.testing.assert_array_equal(clock[:, 1:], np.where(experience.done, 0, clock[:, :-1] + 1))
+    assert (experience.done[:, :-1].sum(1) > 2).any()
+
+
+# ------------------------------------------------------------------ a run
+
+
+def test_a_run_of_it(start: Path, tmp_path: Path) -> None:
+    result = quietly(start, tmp_path / "run")
+    rows = metrics(tmp_path / "run")
+    assert [row["update"] for row in rows if "return" in row] == [1, 2, 3, 4]
+    assert [row["update"] for row in rows if "val_score" in row] == [0, 2, 4]
+    assert ["kl" in row for row in rows if "return" in row] == [False, True, True, True]
+    scores = {row["update"]: row["val_score"] for row in rows if "val_score" in row}
+    assert result.best_score == scores[result.best_round] == max(scores.values())
+    agent = InContextAgent.from_pretrained(tmp_path / "run")
+    assert agent.config.name == "tuned"
+    assert agent.config.model == load_checkpoint(start)[1].model
+    training = json.loads((tmp_path / "run/training.json").read_text())
+    assert training["recipe"] == "reinforcement fine-tuning"
+    assert (training["update"], training["start"]["name"]) == (result.best_round, load_checkpoint(start)[1].name)
+    assert not list((tmp_path / "run/rounds").iterdir())
+    assert quietly(start, tmp_path / "run") == result
+
+
+def test_what_is_no_better_is_not_kept(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(reinforcement, "mean_returns", lambda *_: (next(scores),))
+    assert quietly(start, tmp_path / "run").best_round == 0
+    assert_same_weights(start, tmp_path / "run")
+
+
+def test_the_first_rounds_teach_the_critic_alone(mamba: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reinforcement, "mean_returns", lambda *_: (0.0,))  # the last is kept
+    quietly(mamba, tmp_path / "run", critic_rounds=2, rounds=3, validate_every=3, target_kl=1e3)
+    before, after = load_file(mamba / "model.safetensors"), load_file(tmp_path / "run/model.safetensors")
+    assert not all(torch.equal(before[name], after[name]) for name in before)
+    state = load_file(tmp_path / "run/training_state.safetensors")
+    steps = {int(v) for n, v in state.items() if n.startswith("optimizer.step.agent")}
+    assert steps == {2 * 2}  # epochs x batches of the one round
+    # 2 batches; 9 passes in each of the first rounds, 3 in the last
+    assert {int(v) for n, v in state.items() if n.startswith("optimizer.step.critic")} == {2 * 9 * 2 + 2 * 3}
+
+
+def test_it_learns_from_reward(mamba: Path, tmp_path: Path) -> None:
+    """An agent that knows nothing learns one reach, better than with its rewards turned round."""
+    config = dataclasses.replace(
+        TINY, subset="sampled:16", rounds=40, life_rounds=1, learning_rate=5e-3, noise=0.3, gamma=0.9, batch_size=8
+    )
+    quietly(mamba, tmp_path / "run", config, validate_every=40)
+    returns = [row["return"] for row in metrics(tmp_path / "run") if "return" in row]
+    assert np.mean(returns[-5:]) > np.mean(returns[:5]) + 2
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    config = dataclasses.replace(TINY, rounds=9, critic_rounds=1, warmup_rounds=3, learning_rate=1.0)
+    rates = [reinforcement.learning_rate(config, number) for number in range(9)]
+    assert rates == pytest.approx([0, 0.25, 0.5, 0.75, 1.0, 0.8, 0.6, 0.4, 0.2])
+
+
+# ------------------------------------------------------------------ interruptions
+
+
+@pytest.mark.parametrize("at", ["_act", "_save"])
+def test_a_killed_run_ends_as_if_it_had_not_been_killed(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    quietly(start, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        cut_off(patch, at, calls=3)
+        with pytest.raises(MemoryError):
+            quietly(start, tmp_path / "killed")
+    quietly(start, tmp_path / "killed")
+    for file in ("model.safetensors", "training_state.safetensors"):
+        assert_same_weights(tmp_path / "whole", tmp_path / "killed", file)
+    whole, killed = (
+        [{name: value for name, value in row.items() if name != "steps_per_second"} for row in metrics(tmp_path / run)]
+        for run in ("whole", "killed")
+    )
+    assert whole == killed
+
+
+def cut_off(patch: pytest.MonkeyPatch, name: str, calls: int) -> None:
+    """The run's method fails where it is called for the n-th time."""
+    method = getattr(reinforcement._Run, name)
+    left = iter(range(calls - 1))
+
+    def failing(self: Any, *arguments: Any) -> Any:
+        if next(left, None) is None:
+            raise MemoryError
+        return method(self, *arguments)
+
+    patch.setattr(reinforcement._Run, name, failing)
+
+
+def test_a_kill_between_lives_and_state(mamba: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quietly(mamba, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        real, left = reinforcement.save_run, iter(range(2))
+
+        def failing(*arguments: Any) -> None:
+            if next(left, None) is None:
+                raise MemoryError
+            real(*arguments)
+
+        patch.setattr(reinforcement, "save_run", failing)
+        with pytest.raises(MemoryError):
+            quietly(mamba, tmp_path / "killed")
+    lives = sorted(path.name for path in (tmp_path / "killed/rounds").iterdir())
+    assert lives == ["00002.safetensors", "00003.safetensors"]
+    quietly(mamba, tmp_path / "killed")
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_damaged_lives_are_an_error(mamba: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        cut_off(patch, "_act", calls=2)
+        with pytest.raises(MemoryError):
+            quietly(mamba, tmp_path / "run")
+    lives = tmp_path / "run/rounds/00001.safetensors"
+    lives.write_bytes(lives.read_bytes()[:100])
+    with pytest.raises(DatasetError, match=r"00001.*damaged"):
+        quietly(mamba, tmp_path / "run")
+
+
+# ------------------------------------------------------------------ refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rounds": 0}, "rounds: expected at least 1"),
+        ({"noise": 0.0}, "noise: expected a finite number above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"gamma": 1.5}, "gamma: expected 0 to 1"),
+        ({"critic_rounds": 4}, "critic_rounds: expected at least 0 and fewer than rounds"),
+        ({"warmup_rounds": -1}, "warmup_rounds: expected at least 0"),
+        ({"betas": (0.9,)}, "betas: expected two numbers"),
+    ],
+)
+def test_settings_that_make_no_sense(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(TINY, **changes)
+
+
+def test_agents_that_cannot_be_fine_tuned(
+    make_agent: Callable[..., InContextAgent], mamba: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_agent(head="gaussian").save_pretrained(tmp_path / "gaussian")
+    with pytest.raises(ConfigError, match="samples its actions"):
+        quietly(tmp_path / "gaussian", tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"is of icrl/ReacherGoal-v0, the run of icrl/PusherGoal-v0"):
+        quietly(mamba, tmp_path / "run2", env_id="icrl/PusherGoal-v0")
+    with pytest.raises(DatasetError, match="validation or test tasks"):
+        quietly(mamba, tmp_path / "run3", subset="train+val")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ConfigError, match="one process"):
+        quietly(mamba, tmp_path / "run4")
+
+
+def test_a_folder_of_another_run(mamba: Path, tmp_path: Path) -> None:
+    quietly(mamba, tmp_path / "run", rounds=2)
+    with pytest.raises(ConfigError, match=r"another run, which differs in: config\.noise"):
+        quietly(mamba, tmp_path / "run", rounds=2, noise=0.2)
+    with pytest.raises(ConfigError, match="holds a checkpoint"):
+        quietly(mamba, mamba)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_divergence_is_an_error(mamba: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reinforcement._Run, "_log_prob", lambda self, actions, means: means.sum(-1) * torch.nan)
+    with pytest.raises(ConfigError, match="diverged in round 2"):
+        quietly(mamba, tmp_path / "run")
+
+
+def test_tasks_of_the_split_are_those_of_the_split() -> None:
+    tasks = reinforcement._training_tasks(dataclasses.replace(TINY, subset="train+sampled:3"))
+    assert tasks.tasks[:70] == task_split(ENV_ID).train
+    assert len(tasks.tasks) == 73

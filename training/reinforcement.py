@@ -1,0 +1,496 @@
+"""Reinforcement fine-tuning: an agent that was distilled learns from reward itself what no teacher showed it.
+
+Its teacher was told the task and never had to act while it was unsure of it. Here the agent acts in the training tasks,
+by its mean and noise, and proximal policy optimisation (PPO, Schulman et al. 2017, arXiv 1707.06347) moves it, through
+its memory (as RL^2, Duan et al. 2016, arXiv 1611.02779), towards what paid. The critic is told what the agent is not:
+the task, what the environment calls privileged, and how much of the episode is left (asymmetric actor-critic, Pinto et
+al. 2018, arXiv 1710.06542; time limits: Pardo et al. 2018, arXiv 1712.00378). It serves training alone.
+
+An action is credited with what its own episode brings. How the agent explores for later episodes stays as distillation
+made it.
+
+    N rows, one a task; L steps a round; N_o observation entries, C entries that the critic sees, T token entries, A
+    action entries
+"""
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from torch import Tensor, nn
+
+import icrl_agents.envs  # noqa: F401  registers the environments
+from icrl_agents.agent import InContextAgent
+from icrl_agents.atomic import write_atomically
+from icrl_agents.config import to_dict
+from icrl_agents.envs import Task, env_definition, task_split
+from icrl_agents.errors import ConfigError, DatasetError
+from icrl_agents.hub import WEIGHTS_FILE, load_checkpoint, resolve, save_checkpoint
+from icrl_agents.training.circumstances import circumstances
+from icrl_agents.training.collection import make_rows, tasks_of_subset
+from icrl_agents.training.critic import Critic, advantages
+from icrl_agents.training.interrupts import interrupts
+from icrl_agents.training.lives import begin_round, end_round, remembered
+from icrl_agents.training.lock import DirectoryLock, writing
+from icrl_agents.training.optimizers import Optimizers
+from icrl_agents.training.parallel import processes_of_environment
+from icrl_agents.training.run_log import RunLog
+from icrl_agents.training.run_state import RunState, claim_run, load_run, save_run
+from icrl_agents.training.seeds import purpose_seed
+from icrl_agents.training.validation import Rollout, Validation, mean_returns, rollout_on_unseen_tasks
+
+WIDE = 1e6
+"""Bounds of actions where there are none."""
+
+
+@dataclass(frozen=True)
+class ReinforcementConfig:
+    """Everything that decides what fine-tuning ends with, beside the agent that it begins with.
+
+    Attributes:
+        name: of the agent that it makes.
+        env_id: Gymnasium id.
+        split: named task split; validation is on its val tasks.
+        subset: training tasks: "train", "sampled:N" for N of the distribution, drawn by the seed, or several joined
+            by "+". One row each.
+        rounds: each a roll-out and what is learned from it.
+        episodes: of a round. An episode that ends early gives way to the next: a round has ``episodes`` times the
+            horizon steps.
+        life_rounds: rounds that a row goes on in its task before it forgets and begins anew, at most; each life draws
+            its own number.
+        critic_rounds: the first rounds, from which only the critic learns.
+        epochs: passes of the agent over a round.
+        batch_size: rows of a gradient step.
+        learning_rate: peak of AdamW's.
+        warmup_rounds: of the agent's, over which it rises linearly before it falls to 0: Adam's first steps are as
+            long as its later ones, and the agent has something to lose.
+        betas: AdamW's two.
+        clip_norm: largest norm of a gradient.
+        clip_range: of the probability ratio.
+        target_kl: a round's learning ends where a batch's divergence from the policy that acted is more than 1.5 times
+            this.
+        noise: standard deviation of the actions around the agent's, in their units.
+        gamma: discount.
+        gae_lambda: of generalised advantage estimation.
+        critic_hidden: widths of the critic's hidden layers.
+        critic_learning_rate: of Adam.
+        critic_epochs: passes of the critic over a round; three times as many over the first ``critic_rounds``.
+        critic_batch_size: steps of one of its gradient steps.
+        val_episodes: episodes of each validation roll-out.
+        validate_every: rounds between validations; the last round is always validated.
+        seed: of everything.
+    """
+
+    name: str
+    env_id: str
+    split: str = "paper"
+    subset: str = "train"
+    rounds: int = 100
+    episodes: int = 5
+    life_rounds: int = 8
+    critic_rounds: int = 3
+    epochs: int = 2
+    batch_size: int = 32
+    learning_rate: float = 5e-4
+    warmup_rounds: int = 5
+    betas: tuple[float, ...] = (0.9, 0.99)
+    clip_norm: float = 0.5
+    clip_range: float = 0.2
+    target_kl: float = 0.03
+    noise: float = 0.1
+    gamma: float = 0.98
+    gae_lambda: float = 0.95
+    critic_hidden: tuple[int, ...] = (256, 256)
+    critic_learning_rate: float = 1e-3
+    critic_epochs: int = 3
+    critic_batch_size: int = 4_096
+    val_episodes: int = 40
+    validate_every: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        whole = ("rounds", "episodes", "life_rounds", "epochs", "batch_size", "critic_epochs", "critic_batch_size")
+        for name in (*whole, "val_episodes", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "critic_learning_rate", "clip_norm", "clip_range", "target_kl", "noise"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: expected a finite number above 0, got {getattr(self, name)}")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: expected 0 to 1, got {getattr(self, name)}")
+        if self.warmup_rounds < 0:
+            raise ConfigError(f"warmup_rounds: expected at least 0, got {self.warmup_rounds}")
+        if not 0 <= self.critic_rounds < self.rounds:
+            raise ConfigError(f"critic_rounds: expected at least 0 and fewer than rounds, got {self.critic_rounds}")
+        if len(self.betas) != 2:
+            raise ConfigError(f"betas: expected two numbers, got {self.betas}")
+
+
+@dataclass(frozen=True)
+class ReinforcementResult:
+    """What a finished run leaves.
+
+    Attributes:
+        directory: the checkpoint.
+        best_round: the round it is of; 0 is the agent that it began with.
+        best_score: its mean return in the last quarter of the validation episodes.
+        seconds: time spent, over all the processes that worked on the run.
+    """
+
+    directory: Path
+    best_round: int
+    best_score: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainingTasks:
+    """What is trained on: what :func:`~icrl_agents.training.validation.rollout_on_unseen_tasks` keeps unseen."""
+
+    env_id: str
+    split: str
+    split_hash: str
+    subset: str
+    tasks: Sequence[Task]
+
+
+@dataclass(frozen=True)
+class Experience:
+    """One round.
+
+    Attributes:
+        tokens: ``[N, L, T]``, as the agent saw them.
+        memory: what it remembered at the beginning, as :mod:`icrl_agents.training.lives` names it.
+        means: ``[N, L, A]``, its actions before they are clipped to the action space.
+        actions: ``[N, L, A]``, sampled around them, not clipped either.
+        rewards: ``[N, L]``.
+        done: ``[N, L]`` bool, terminated or truncated.
+        seen: ``[N, L + 1, C]``, what the critic sees, after the last step as well.
+    """
+
+    tokens: np.ndarray
+    memory: dict[str, np.ndarray]
+    means: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    done: np.ndarray
+    seen: np.ndarray
+
+
+def finetune(
+    config: ReinforcementConfig,
+    start: str | Path,
+    out_dir: str | Path,
+    *,
+    rollout: Rollout | None = None,
+    tensorboard: bool = True,
+    quiet: bool = False,
+    device: str = "auto",
+) -> ReinforcementResult:
+    """Fine-tune an agent by reinforcement, or go on with a run that was killed or interrupted.
+
+    The run's directory becomes a checkpoint at once, of the agent as it was, and from then on holds the best one by
+    validation. What a run saves after every round is all that the next depends on: an interrupted run ends as it would
+    have ended.
+
+    Args:
+        config: of the run.
+        start: directory, bundled name or Hub id of the agent; its head is deterministic.
+        out_dir: of the run; becomes a checkpoint.
+        rollout: validation roll-outs; None runs ``config.val_episodes`` episodes on the split's val tasks.
+        tensorboard: write TensorBoard files into ``out_dir``.
+        quiet: no progress bar.
+        device: ``"auto"`` is the GPU if there is one.
+
+    Raises:
+        ConfigError: ``out_dir`` holds another run, the agent samples its actions or is of another environment,
+            training diverged, or it was started as one of several processes.
+        CheckpointError: there is no such agent.
+        DatasetError: another process works on the run, its files are damaged, validation tasks would be trained on, or
+            the disk is full.
+        KeyboardInterrupt: after the state was saved.
+    """
+    processes = processes_of_environment()
+    if processes.count > 1:
+        raise ConfigError(f"fine-tuning is the work of one process, this is one of {processes.count}")
+    directory = resolve(start)
+    tasks = _training_tasks(config)
+    if rollout is None:
+        rollout = rollout_on_unseen_tasks(tasks, config.val_episodes, config.seed)
+    out_dir = Path(out_dir)
+    with ExitStack() as held, torch.random.fork_rng():
+        held.enter_context(DirectoryLock(out_dir))
+        digest = sha256((directory / WEIGHTS_FILE).read_bytes()).hexdigest()
+        claim_run(out_dir, {"config": to_dict(config), "start": digest, "split_hash": tasks.split_hash})
+        run = _Run(config, directory, digest, tasks, out_dir, rollout, processes.device(device))
+        with RunLog(out_dir, config.rounds, run.state.update, tensorboard=tensorboard, quiet=quiet) as log:
+            return run.finish(log)
+
+
+def _training_tasks(config: ReinforcementConfig) -> TrainingTasks:
+    split = task_split(config.env_id, config.split)
+    tasks = tasks_of_subset(split, config.subset, config.seed)
+    return TrainingTasks(config.env_id, split.name, split.content_hash, config.subset, tasks)
+
+
+class _Run:
+    """One run: all that :func:`finetune` builds from its arguments, and how far it has come."""
+
+    def __init__(
+        self,
+        config: ReinforcementConfig,
+        start: Path,
+        digest: str,
+        tasks: TrainingTasks,
+        directory: Path,
+        rollout: Rollout,
+        device: torch.device,
+    ) -> None:
+        self._config, self._directory, self._rollout, self._device = config, directory, rollout, device
+        self._model, agent = load_checkpoint(start)
+        if agent.env_id != config.env_id:
+            raise ConfigError(f"{agent.name} is of {agent.env_id}, the run of {config.env_id}")
+        if agent.model.head != "deterministic":
+            raise ConfigError(f"{agent.name} samples its actions; fine-tuning is for agents of a deterministic head")
+        self._agent_config = replace(agent, name=config.name)
+        self._start = {"name": agent.name, "sha256": digest}
+        self._tasks = tasks
+        self._env = make_rows(config.env_id, tasks.tasks, 1)
+        definition = env_definition(config.env_id)
+        self._task_vectors = np.stack([definition.task_vector(task) for task in tasks.tasks]).astype(np.float32)
+        self._horizon = definition.horizon
+        torch.manual_seed(purpose_seed(config.seed, "critic"))
+        seen = definition.observation_dim + self._task_vectors.shape[1] + definition.privileged_dim + 1
+        self._critic = Critic(seen, config.critic_hidden).to(device)
+        self._model.to(device)
+        self._both = nn.ModuleDict({"agent": self._model, "critic": self._critic})
+        self._adam = torch.optim.AdamW(
+            self._model.parameters(), lr=config.learning_rate, betas=(config.betas[0], config.betas[1]), weight_decay=0
+        )
+        self._critic_adam = torch.optim.Adam(self._critic.parameters(), lr=config.critic_learning_rate)
+        self._optimizers = Optimizers(self._adam, self._critic_adam)
+        self._lives: dict[str, np.ndarray] = {}
+        self.state = RunState(update=0, sampler="")
+        saved = load_run(directory, self._both, self._optimizers)
+        if saved is not None:
+            self.state = saved
+            if saved.update < config.rounds:
+                self._lives = self._load_lives()
+
+    def finish(self, log: RunLog) -> ReinforcementResult:
+        """Do the rounds that are left."""
+        began, before = time.monotonic(), self.state.seconds
+        if self.state.best_score is None:
+            self._select(log)
+        with interrupts() as interrupted:
+            while self.state.update < self._config.rounds:
+                number = self.state.update
+                metrics = self._round(number)
+                done = number + 1
+                log.update(done, metrics, f"return {metrics['return']:.2f}")
+                self.state = replace(self.state, update=done, seconds=before + time.monotonic() - began)
+                if done == self._config.rounds or done % self._config.validate_every == 0:
+                    self._select(log)
+                self._save()
+                if interrupted and done < self._config.rounds:
+                    text = f"saved after round {done} of {self._config.rounds}; the same command goes on"
+                    log.say(text)
+                    raise KeyboardInterrupt(text)
+        for path in self._directory.glob("rounds/*.safetensors"):
+            path.unlink()
+        assert self.state.best_score is not None
+        return ReinforcementResult(self._directory, self.state.best_update, self.state.best_score, self.state.seconds)
+
+    # One round
+
+    def _round(self, number: int) -> dict[str, float]:
+        """Act, then learn; what is told of it."""
+        began = time.perf_counter()
+        config = self._config
+        experience, self._lives = self._act(number)
+        seen = torch.from_numpy(experience.seen).to(self._device)
+        if number == 0:
+            zeros = np.zeros(experience.seen.shape[:2], np.float32)
+            to_go = advantages(experience.rewards, zeros, experience.done, config.gamma, 1.0)
+            self._critic.normalise(seen[:, :-1].flatten(0, 1), torch.from_numpy(to_go).to(seen).flatten())
+        with torch.no_grad():
+            values = self._critic(seen).cpu().numpy()
+        gained = advantages(experience.rewards, values, experience.done, config.gamma, config.gae_lambda)
+        returns = gained + values[:, :-1]
+        rng = np.random.default_rng([config.seed, 1, number])
+        metrics = {
+            "return": _mean_return(experience),
+            "explained_variance": float(1 - np.var(returns - values[:, :-1]) / max(np.var(returns), 1e-12)),
+            "critic_loss": self._teach_critic(number, seen[:, :-1], torch.from_numpy(returns).to(seen), rng),
+        }
+        if number >= config.critic_rounds:
+            metrics |= self._improve(number, experience, gained, rng)
+        if not all(map(math.isfinite, metrics.values())):
+            raise ConfigError(
+                f"fine-tuning diverged in round {number + 1}: {metrics}. Try a smaller learning_rate than "
+                f"{config.learning_rate}, in another directory"
+            )
+        return {**metrics, "steps_per_second": experience.rewards.size / (time.perf_counter() - began)}
+
+    def _act(self, number: int) -> tuple[Experience, dict[str, np.ndarray]]:
+        """A round of the agent's own experience, and where it ends."""
+        config, env = self._config, self._env
+        rng = np.random.default_rng([config.seed, 0, number])
+        low, high = (np.asarray(x, np.float32) for x in (self._agent_config.action_low, self._agent_config.action_high))
+        # Not clipped, as the model will be asked for them again: the actions tried are around these.
+        wide = replace(self._agent_config, action_low=(-WIDE,) * len(low), action_high=(WIDE,) * len(low))
+        student = InContextAgent(self._model.eval(), wide)
+        begun = begin_round(env, student, self._lives, config.life_rounds, rng)
+        rows, steps = env.num_envs, config.episodes * self._horizon
+        observations = np.empty((rows, steps, env.definition.observation_dim), np.float32)
+        means, actions, executed = (np.empty((rows, steps, len(low)), np.float32) for _ in range(3))
+        rewards, done = np.empty((rows, steps), np.float32), np.empty((rows, steps), bool)
+        age = self._lives.get("age", np.zeros(rows, np.int64)) * (begun.pending[:, -1] == 0)
+        seen = []
+        observation = begun.observation
+        for t in range(steps):
+            observations[:, t] = observation
+            seen.append(self._seen(observation, age))
+            means[:, t] = student.act(observation)
+            actions[:, t] = means[:, t] + config.noise * rng.standard_normal(means[:, t].shape)
+            executed[:, t] = np.clip(actions[:, t], low, high)
+            observation, rewards[:, t], terminated, truncated, _ = env.step(executed[:, t])
+            student.observe(rewards[:, t], terminated, truncated, action=executed[:, t])
+            done[:, t] = terminated | truncated
+            age = np.where(done[:, t], 0, age + 1)
+        seen.append(self._seen(observation, age))
+        tokens = self._model.layout.encode_history(observations, executed, rewards, done)
+        tokens[:, 0, env.definition.observation_dim :] = begun.pending
+        experience = Experience(tokens, begun.memory, means, actions, rewards, done, np.stack(seen, 1))
+        return experience, end_round(env, student, observation, begun.rounds_left) | {"age": age}
+
+    def _seen(self, observation: np.ndarray, age: np.ndarray) -> np.ndarray:
+        """What the critic sees ``[N, C]``: observation, task, what is privileged, how much of the episode is over."""
+        parts = [observation, self._task_vectors]
+        if self._env.definition.privileged_dim:
+            parts.append(self._env.privileged)
+        return np.concatenate([*parts, (age / self._horizon)[:, None]], axis=1, dtype=np.float32)
+
+    def _teach_critic(self, number: int, seen: Tensor, returns: Tensor, rng: np.random.Generator) -> float:
+        """Fit the critic to a round; the mean loss of the last pass."""
+        config = self._config
+        seen, returns = seen.flatten(0, 1), returns.flatten()
+        losses: list[float] = []
+        for _ in range(config.critic_epochs * (3 if number < config.critic_rounds else 1)):
+            losses = []
+            for batch in torch.from_numpy(rng.permutation(len(returns))).split(config.critic_batch_size):
+                loss = self._critic.loss(seen[batch], returns[batch])
+                self._critic_adam.zero_grad()
+                loss.backward()
+                self._critic_adam.step()
+                losses.append(loss.item())
+        return float(np.mean(losses))
+
+    def _improve(
+        self, number: int, experience: Experience, gained: np.ndarray, rng: np.random.Generator
+    ) -> dict[str, float]:
+        """PPO's clipped objective over whole sequences, each from what the agent remembered at its beginning."""
+        config = self._config
+        rate = learning_rate(config, number)
+        self._adam.param_groups[0]["lr"] = rate
+        scaled = (gained - gained.mean()) / (gained.std() + 1e-8)
+        tokens, actions, means, gains = (
+            torch.from_numpy(x).to(self._device, torch.float32)
+            for x in (experience.tokens, experience.actions, experience.means, scaled)
+        )
+        log_prob = self._log_prob(actions, means)
+        self._model.train()
+        told: list[tuple[float, float, float]] = []
+        for _ in range(config.epochs):
+            for batch in np.array_split(rng.permutation(len(tokens)), max(1, len(tokens) // config.batch_size)):
+                memory = {name: part[batch] for name, part in experience.memory.items()}
+                mean = self._model(tokens[batch], remembered(self._model, memory))[0].mean
+                difference = self._log_prob(actions[batch], mean) - log_prob[batch]
+                ratio = difference.exp()
+                clipped = ratio.clamp(1 - config.clip_range, 1 + config.clip_range)
+                loss = -torch.min(ratio * gains[batch], clipped * gains[batch]).mean()
+                self._adam.zero_grad()
+                loss.backward()
+                norm = nn.utils.clip_grad_norm_(self._model.parameters(), config.clip_norm)
+                kl = (ratio.detach() - 1 - difference.detach()).mean()
+                told.append((loss.item(), kl.item(), norm.item()))
+                if not math.isfinite(sum(told[-1])) or told[-1][1] > 1.5 * config.target_kl:
+                    break
+                self._adam.step()
+            else:
+                continue
+            break
+        means_told = dict(zip(("loss", "kl", "gradient_norm"), np.mean(told, axis=0).tolist(), strict=True))
+        return {**means_told, "learning_rate": rate, "gradient_steps": float(len(told))}
+
+    def _log_prob(self, actions: Tensor, means: Tensor) -> Tensor:
+        """Log-density ``[n, L]`` of actions ``[n, L, A]``, but for a constant."""
+        return -0.5 * ((actions - means) / self._config.noise).square().sum(-1)
+
+    # Keeping
+
+    def _select(self, log: RunLog) -> None:
+        """Validate, and keep the checkpoint if none before was better."""
+        model = copy.deepcopy(self._model).eval()  # what it caches while it acts must not meet the next update
+        found = Validation(None, mean_returns(self._rollout, model, self._agent_config))
+        log.validation(self.state.update, found)
+        if self.state.best_score is None or found.score >= self.state.best_score:
+            self.state = replace(self.state, best_update=self.state.update, best_score=found.score)
+            training = {
+                "recipe": "reinforcement fine-tuning",
+                "config": to_dict(self._config),
+                "start": self._start,
+                "split_hash": self._tasks.split_hash,
+                "update": self.state.best_update,
+                "val_score": self.state.best_score,
+                "seconds": round(self.state.seconds, 1),
+                **circumstances(self._model, self._device),
+            }
+            with writing(self._directory):
+                save_checkpoint(self._directory, self._model, self._agent_config, training=training)
+
+    def _save(self) -> None:
+        """Lives first: no kill leaves a state whose lives are not there."""
+        path = self._lives_file(self.state.update)
+        with writing(self._directory):
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, lambda part: save_file(self._lives, part))
+        save_run(self._directory, self.state, self._both, self._optimizers)
+        self._lives_file(self.state.update - 1).unlink(missing_ok=True)
+
+    def _load_lives(self) -> dict[str, np.ndarray]:
+        path = self._lives_file(self.state.update)
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise DatasetError(f"{path}: the lives of this run are missing or damaged: {error}") from None
+
+    def _lives_file(self, number: int) -> Path:
+        return self._directory / f"rounds/{number:05d}.safetensors"
+
+
+def learning_rate(config: ReinforcementConfig, number: int) -> float:
+    """The agent's learning rate in a round, from 0: a linear rise over ``warmup_rounds``, then a linear fall to 0."""
+    own, rounds = number - config.critic_rounds, config.rounds - config.critic_rounds
+    if own < 0:
+        return 0.0
+    warmup = min(config.warmup_rounds, rounds)
+    return config.learning_rate * (
+        (own + 1) / (warmup + 1) if own < warmup else 1 - (own - warmup) / max(1, rounds - warmup)
+    )
+
+
+def _mean_return(experience: Experience) -> float:
+    """Of the episodes that ended, those that began in an earlier round cut short."""
+    ends = experience.done.sum()
+    return float(experience.rewards.sum() / max(1, ends))
