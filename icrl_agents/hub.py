@@ -187,6 +187,15 @@ def load_checkpoint(directory: str | Path) -> tuple[InContextModel, AgentConfig]
     return model.eval(), config
 
 
+def load_training_record(directory: str | Path) -> dict[str, Any] | None:
+    """What reproduces a checkpoint: the contents of its ``training.json``; None where it has none.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    return _read_json(Path(directory) / TRAINING_FILE)
+
+
 def save_checkpoint(
     directory: str | Path,
     model: InContextModel,

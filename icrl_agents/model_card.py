@@ -37,7 +37,7 @@ def model_card(
         evaluation: what ``icrl-agents evaluate --json`` writes: at least ``env_id``, ``split`` and
             ``returns``, one list per task with a return per episode; ``anchors``, ``normalized``, ``seeds``,
             ``summary`` and ``controls`` are shown if they are there. None: the card says that nothing was measured.
-        training: what reproduces the agent; its ``recipe`` becomes a tag.
+        training: what reproduces the agent; the parts of its ``recipe``, joined by " + ", become tags.
         figure: file name of the learning curve's picture, beside the card.
         video: file name of a film of the agent, likewise; the Hub shows a ``replay.mp4`` above the card, too.
     """
@@ -52,7 +52,7 @@ def model_card(
         tags=[
             "reinforcement-learning",
             "in-context-reinforcement-learning",
-            *([recipe.replace(" ", "-")] if recipe else []),
+            *(part.replace(" ", "-") for part in recipe.split(" + ") if part),
             config.model.backbone,
             config.env_id,
         ],

@@ -22,6 +22,7 @@ from icrl_agents.training import anchors, collection, distillation, pipeline, pr
 from icrl_agents.training.collection import CollectionConfig
 from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.on_policy import OnPolicyConfig
+from icrl_agents.training.reinforcement import ReinforcementConfig
 from icrl_agents.training.sources import presets as source_presets
 from icrl_agents.training.sources.ppo import PPOConfig
 
@@ -39,6 +40,10 @@ TINY_TRAINING: dict[str, Any] = {
     "updates": 2,
 }
 TINY_ROUNDS = OnPolicyConfig(rows_per_task=1, round_updates=1, short_episodes=1, keep_rounds=2)
+
+TINY_REINFORCEMENT = ReinforcementConfig(
+    "", ENV_ID, subset="sampled:2", rounds=2, episodes=1, critic_rounds=1, critic_hidden=(4,), val_episodes=1
+)
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +71,7 @@ def tiny_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     fixed = {name: presets._ON_POLICY[at][name] for name in ("target", "val_fraction")}
     monkeypatch.setitem(presets._ON_POLICY, at, {**fixed, "on_policy": TINY_ROUNDS})
     monkeypatch.setitem(presets._BACKBONES, at, {"mamba": TINY_TRAINING["backbone_options"]})
+    monkeypatch.setitem(presets._REINFORCEMENT, at, TINY_REINFORCEMENT)
 
 
 @pytest.fixture
@@ -129,7 +135,13 @@ def test_no_command_is_refused(refused: Callable[..., str]) -> None:
 
 @pytest.mark.parametrize(
     ("command", "resumes"),
-    [("list", False), ("collect reacher-goal", True), ("train reacher-goal", True), ("reproduce", True)],
+    [
+        ("list", False),
+        ("collect reacher-goal", True),
+        ("train reacher-goal", True),
+        ("finetune reacher-goal-mamba", True),
+        ("reproduce", True),
+    ],
 )
 def test_interrupted(
     command: str, resumes: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -161,6 +173,8 @@ def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("demo nowhere", ["reacher-goal"]),
         ("evaluate nobody", agent_names()),
+        ("finetune nobody", agent_names()),
+        ("finetune {checkpoint} --preset paper", ["icrl/ReacherGoal-v0, laptop"]),
         ("compare nobody", agent_names()),
         ("collect nowhere", ["reacher-goal"]),
         ("train nowhere", ["reacher-goal"]),
@@ -193,6 +207,8 @@ def test_unknown_names_list_what_exists(
         ("compare", "at least one agent"),
         ("compare gone.json", "gone.json does not exist"),
         ("train reacher-goal --data nowhere", "no manifest.json"),
+        ("finetune {checkpoint} --noise -1", "noise: expected a finite number above 0, got -1.0"),
+        ("finetune {checkpoint} --subset train+test", "validation or test tasks"),
         ("push nowhere org/name", "config.json does not exist"),
         ("collect reacher-goal --steps-per-task 10", "less than one shard"),
         ("collect reacher-goal --source task-parallel-sac --jobs 2", "task-parallel-sac learns all tasks in one"),
@@ -479,6 +495,41 @@ def test_reproduce_and_again(
     assert all((again[name] == weights[name]).all() for name in weights)
     assert EvalResult.load(run / "evaluation.json") == result
     assert len(short_evaluation) == 1
+
+
+@pytest.mark.usefixtures("tiny_presets")
+def test_finetune(checkpoint: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["finetune", checkpoint, "--rounds", "3", "--learning-rate", "0.01", "--noise", "0.2", "--seed", "1"]
+    main(arguments)
+    out = tmp_path / "runs" / f"{Path(checkpoint).name}-finetuned"
+    assert f"checkpoint: runs/{out.name}, of round" in capsys.readouterr().out
+    training = json.loads((out / "training.json").read_text())
+    assert training["recipe"] == "reinforcement fine-tuning"
+    asked = {"name": out.name, "rounds": 3, "learning_rate": 0.01, "noise": 0.2, "seed": 1, "subset": "sampled:2"}
+    assert {name: training["config"][name] for name in asked} == asked
+    assert InContextAgent.from_pretrained(out).config.name == out.name
+    main(arguments)
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 5  # three rounds, two validations
+
+
+@pytest.mark.usefixtures("tiny_presets", "short_evaluation")
+def test_reproduce_with_fine_tuning(
+    updates: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Where it is part of how the shipped agents were made, what is distilled has a folder of its own."""
+    monkeypatch.setattr(presets, "_FINETUNED", {(ENV_ID, "laptop")})
+    main(["reproduce", "reacher-goal"])
+    said = capsys.readouterr().out
+    assert all(part in said for part in ("collect", "train", "finetune", "evaluate"))
+    distilled, tuned = (tmp_path / "runs" / f"reacher-goal-mamba{end}" for end in ("-distilled", ""))
+    recipes = [json.loads((run / "training.json").read_text())["recipe"] for run in (distilled, tuned)]
+    assert recipes == ["on-policy distillation", "on-policy distillation + reinforcement fine-tuning"]
+    assert EvalResult.load(tuned / "evaluation.json").agent == "reacher-goal-mamba"
+    assert not (distilled / "evaluation.json").exists()
+    main(["reproduce", "reacher-goal"])
+    assert updates == [1, 2]
+    main(["reproduce", "reacher-goal", "--method", "ad"])
+    assert not (tmp_path / "runs/reacher-goal-mamba-ad-distilled").exists()
 
 
 @pytest.mark.usefixtures("short_evaluation")

@@ -483,10 +483,13 @@ def test_the_card_of_a_full_evaluation_gives_the_short_command(make_config):
     assert "`icrl-agents evaluate tiny-mamba --seed 0 1 2`" in model_card(make_config(), measured)
 
 
-@pytest.mark.parametrize("recipe", ["algorithm distillation", "on-policy distillation"])
+@pytest.mark.parametrize(
+    "recipe", ["algorithm distillation", "on-policy distillation", "on-policy distillation + reinforcement fine-tuning"]
+)
 def test_the_card_names_the_recipe_and_no_other(make_config, recipe):
     card = ModelCard(model_card(make_config(), training={"recipe": recipe}))
-    assert [tag for tag in card.data.tags if "distillation" in tag] == [recipe.replace(" ", "-")]
+    tags = [tag for tag in card.data.tags if "distillation" in tag or "fine-tuning" in tag]
+    assert tags == [part.replace(" ", "-") for part in recipe.split(" + ")]
     assert f"| trained by | {recipe} |" in card.text
     assert "`training.json` holds what reproduces it." in card.text
 

@@ -34,7 +34,7 @@ from icrl_agents.atomic import write_atomically
 from icrl_agents.config import to_dict
 from icrl_agents.envs import Task, env_definition, task_split
 from icrl_agents.errors import ConfigError, DatasetError
-from icrl_agents.hub import WEIGHTS_FILE, load_checkpoint, resolve, save_checkpoint
+from icrl_agents.hub import WEIGHTS_FILE, load_checkpoint, load_training_record, resolve, save_checkpoint
 from icrl_agents.training.circumstances import circumstances
 from icrl_agents.training.collection import make_rows, tasks_of_subset
 from icrl_agents.training.critic import Critic, advantages
@@ -48,6 +48,7 @@ from icrl_agents.training.run_state import RunState, claim_run, load_run, save_r
 from icrl_agents.training.seeds import purpose_seed
 from icrl_agents.training.validation import Rollout, Validation, mean_returns, rollout_on_unseen_tasks
 
+RECIPE = "reinforcement fine-tuning"
 WIDE = 1e6
 """Bounds of actions where there are none."""
 
@@ -263,7 +264,7 @@ class _Run:
         if agent.model.head != "deterministic":
             raise ConfigError(f"{agent.name} samples its actions; fine-tuning is for agents of a deterministic head")
         self._agent_config = replace(agent, name=config.name)
-        self._start = {"name": agent.name, "sha256": digest}
+        self._start, self._start_record = {"name": agent.name, "sha256": digest}, load_training_record(start) or {}
         self._tasks = tasks
         self._env = make_rows(config.env_id, tasks.tasks, 1)
         definition = env_definition(config.env_id)
@@ -447,9 +448,9 @@ class _Run:
         if self.state.best_score is None or found.score >= self.state.best_score:
             self.state = replace(self.state, best_update=self.state.update, best_score=found.score)
             training = {
-                "recipe": "reinforcement fine-tuning",
+                "recipe": " + ".join(filter(None, [self._start_record.get("recipe"), RECIPE])),
                 "config": to_dict(self._config),
-                "start": self._start,
+                "start": {**self._start, "training": self._start_record},
                 "split_hash": self._tasks.split_hash,
                 "update": self.state.best_update,
                 "val_score": self.state.best_score,
