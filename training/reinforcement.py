@@ -234,7 +234,8 @@ def finetune(
         digest = sha256((directory / WEIGHTS_FILE).read_bytes()).hexdigest()
         claim_run(out_dir, {"config": to_dict(config), "start": digest, "split_hash": tasks.split_hash})
         run = _Run(config, directory, digest, tasks, out_dir, rollout, processes.device(device))
-        with RunLog(out_dir, config.rounds, run.state.update, tensorboard=tensorboard, quiet=quiet) as log:
+        done = -1 if run.state.best_score is None else run.state.update  # the agent as it was is round 0
+        with RunLog(out_dir, config.rounds, done, tensorboard=tensorboard, quiet=quiet) as log:
             return run.finish(log)
 
 
@@ -293,6 +294,7 @@ class _Run:
         began, before = time.monotonic(), self.state.seconds
         if self.state.best_score is None:
             self._select(log)
+            self._save()
         with interrupts() as interrupted:
             while self.state.update < self._config.rounds:
                 number = self.state.update

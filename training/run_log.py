@@ -32,7 +32,7 @@ class RunLog:
     Args:
         directory: of the run; ``metrics.jsonl`` and ``tensorboard/`` are in it.
         updates: length of the whole run.
-        done: updates already done.
+        done: updates already done; -1 where not even what comes before the first is.
         tensorboard: write TensorBoard files.
         quiet: show no progress bar.
 
@@ -58,7 +58,7 @@ class RunLog:
             TimeRemainingColumn(),
             disable=quiet,
         )
-        self._task = self._bar.add_task("training", total=updates, completed=done, note="")
+        self._task = self._bar.add_task("training", total=updates, completed=max(0, done), note="")
 
     def update(self, update: int, metrics: Mapping[str, float], note: str) -> None:
         """Record one update's numbers, move the bar and show a note beside it."""

@@ -259,13 +259,13 @@ def test_the_learning_rate_rises_and_falls() -> None:
 # ------------------------------------------------------------------ interruptions
 
 
-@pytest.mark.parametrize("at", ["_act", "_save"])
+@pytest.mark.parametrize(("at", "calls"), [("_act", 1), ("_act", 3), ("_save", 1), ("_save", 3)])
 def test_a_killed_run_ends_as_if_it_had_not_been_killed(
-    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, calls: int
 ) -> None:
     quietly(start, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        cut_off(patch, at, calls=3)
+        cut_off(patch, at, calls)
         with pytest.raises(MemoryError):
             quietly(start, tmp_path / "killed")
     quietly(start, tmp_path / "killed")
@@ -294,7 +294,7 @@ def cut_off(patch: pytest.MonkeyPatch, name: str, calls: int) -> None:
 def test_a_kill_between_lives_and_state(mamba: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quietly(mamba, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        real, left = reinforcement.save_run, iter(range(2))
+        real, left = reinforcement.save_run, iter(range(3))
 
         def failing(*arguments: Any) -> None:
             if next(left, None) is None:
