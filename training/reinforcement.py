@@ -101,7 +101,7 @@ class ReinforcementConfig:
     critic_rounds: int = 3
     epochs: int = 2
     batch_size: int = 32
-    learning_rate: float = 5e-4
+    learning_rate: float = 3e-4
     warmup_rounds: int = 5
     betas: tuple[float, ...] = (0.9, 0.99)
     clip_norm: float = 0.5
