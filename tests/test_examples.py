@@ -23,6 +23,7 @@ from icrl_agents.training import presets
 from icrl_agents.training.collection import CollectionConfig, collect
 from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.on_policy import OnPolicyConfig
+from icrl_agents.training.reinforcement import ReinforcementConfig
 from icrl_agents.training.sources import presets as source_presets
 from icrl_agents.training.sources.ppo import PPOConfig
 
@@ -64,7 +65,7 @@ def numbers(pattern: str, text: str) -> list[float]:
 
 
 def test_every_example_has_a_test() -> None:
-    assert [path.name[:2] for path in EXAMPLES] == [f"{number:02d}" for number in range(1, 13)]
+    assert [path.name[:2] for path in EXAMPLES] == [f"{number:02d}" for number in range(1, 14)]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -293,3 +294,18 @@ def test_results_are_redrawn_from_the_raw_ones(run_here: Callable[..., str], tmp
     for path in packaged().glob("*/evaluation.json"):
         assert rows[path.parent.name] in readme  # every agent, by what was measured
     assert "reacher-goal-mamba minus reacher-goal-transformer" in out
+
+
+def test_fine_tune(
+    checkpoint: Path, run_here: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    small = ReinforcementConfig(
+        "", ENV_ID, subset="sampled:2", episodes=1, critic_rounds=1, critic_hidden=(4,), val_episodes=1
+    )
+    monkeypatch.setitem(presets._REINFORCEMENT, (ENV_ID, "laptop"), small)
+    out = run_here(example("13"), "--agent", checkpoint, "--out", "tuned", "--rounds", 2, "--episodes", 2)
+    assert re.search(r"^best in round [02], after 0\.\d minutes$", out, re.MULTILINE)
+    before = rollout(InContextAgent.from_pretrained(checkpoint), task_split(ENV_ID).val, 2, seed=0).returns.mean(0)
+    assert numbers(r"^episode \d: before (\S+),", out) == pytest.approx(before, abs=0.02)
+    assert re.search(r"^after minus before, normalized, paired by task: \{'mean': ", out, re.MULTILINE)
+    assert (tmp_path / "tuned/comparison.png").read_bytes().startswith(b"\x89PNG")
