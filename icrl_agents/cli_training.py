@@ -147,7 +147,7 @@ class Train:
             env_id,
             self.data or Path("data") / short / SOURCES[self.method],
             out,
-            name=self.name or out.name,
+            name=self.name or out.resolve().name,
             backbone=self.backbone,
             preset=self.preset,
             method=self.method,
@@ -171,8 +171,6 @@ class Finetune:
 
     agent: Positional[str]
     """Agent name, directory or Hub id, e.g. pusher-goal-mamba."""
-    preset: Preset = "laptop"
-    """Tasks and schedule."""
     out: Path | None = None
     """Folder of the checkpoint; default: runs/AGENT-finetuned."""
     name: str | None = None
@@ -182,7 +180,7 @@ class Finetune:
     subset: str | None = None
     """Tasks to train on: train, sampled:N for N of the distribution, or several joined by +; default: the preset's."""
     learning_rate: float | None = None
-    """At the beginning; falls to 0. Default: the preset's."""
+    """Its peak, after a rise and before a fall to 0; default: the preset's."""
     noise: float | None = None
     """Deviation of the actions it tries around its own, in their units; default: the preset's."""
     seed: int = 0
@@ -194,12 +192,12 @@ class Finetune:
         from icrl_agents.training.pipeline import run_finetuning
 
         keep_freed_memory()
-        out = self.out or Path("runs") / f"{Path(self.agent).name}-finetuned"
+        agent = Path(self.agent)
+        out = self.out or Path("runs") / f"{(agent.resolve() if agent.is_dir() else agent).name}-finetuned"
         result = run_finetuning(
             self.agent,
             out,
-            preset=self.preset,
-            name=self.name or out.name,
+            name=self.name or out.resolve().name,
             rounds=self.rounds,
             subset=self.subset,
             learning_rate=self.learning_rate,
@@ -265,7 +263,10 @@ class Anchors:
 
 @dataclass(frozen=True)
 class Reproduce:
-    """From nothing to an evaluated agent: collect, train, evaluate. Goes on where it was interrupted."""
+    """From nothing to an evaluated agent: collect, train, fine-tune where the shipped agents are, evaluate.
+
+    Goes on where it was interrupted.
+    """
 
     env: Positional[str] = "reacher-goal"
     """Environment, e.g. reacher-goal."""

@@ -79,7 +79,10 @@ def rollout(
         raise InputError(f"episodes is at least 1, got {episodes}")
     env_id, horizon = agent.config.env_id, agent.config.episode_steps
     options = dict(agent.config.env_options)
-    env = gymnasium.make_vec(env_id, num_envs=len(tasks), tasks=list(tasks), **options)
+    try:
+        env = gymnasium.make_vec(env_id, num_envs=len(tasks), tasks=list(tasks), **options)
+    except TypeError as error:
+        raise ConfigError(f"{env_id} cannot be made with the options {options}: {error}") from error
     observations, _ = env.reset(seed=seed)
     rewarding = None
     if reward_tasks is not None:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -71,7 +72,7 @@ def tiny_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     fixed = {name: presets._ON_POLICY[at][name] for name in ("target", "val_fraction")}
     monkeypatch.setitem(presets._ON_POLICY, at, {**fixed, "on_policy": TINY_ROUNDS})
     monkeypatch.setitem(presets._BACKBONES, at, {"mamba": TINY_TRAINING["backbone_options"]})
-    monkeypatch.setitem(presets._REINFORCEMENT, at, TINY_REINFORCEMENT)
+    monkeypatch.setitem(presets._REINFORCEMENT, ENV_ID, TINY_REINFORCEMENT)
 
 
 @pytest.fixture
@@ -174,7 +175,6 @@ def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         ("demo nowhere", ["reacher-goal"]),
         ("evaluate nobody", agent_names()),
         ("finetune nobody", agent_names()),
-        ("finetune {checkpoint} --preset paper", ["icrl/ReacherGoal-v0, laptop"]),
         ("compare nobody", agent_names()),
         ("collect nowhere", ["reacher-goal"]),
         ("train nowhere", ["reacher-goal"]),
@@ -530,6 +530,19 @@ def test_reproduce_with_fine_tuning(
     assert updates == [1, 2]
     main(["reproduce", "reacher-goal", "--method", "ad"])
     assert not (tmp_path / "runs/reacher-goal-mamba-ad-distilled").exists()
+
+
+@pytest.mark.usefixtures("tiny_presets", "short_evaluation")
+def test_reproduce_refuses_a_run_of_the_former_recipe_at_once(
+    updates: list[int], monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    """Distilled into the folder where now the fine-tuned agent goes."""
+    main(["reproduce", "reacher-goal"])
+    shutil.rmtree(tmp_path / "data")
+    monkeypatch.setattr(presets, "_FINETUNED", {(ENV_ID, "laptop")})
+    assert "reacher-goal-mamba holds a run that is not one of fine-tuning" in refused("reproduce", "reacher-goal")
+    assert not (tmp_path / "data").exists()
+    assert updates == [1, 2]
 
 
 @pytest.mark.usefixtures("short_evaluation")

@@ -302,7 +302,7 @@ def test_fine_tune(
     small = ReinforcementConfig(
         "", ENV_ID, subset="sampled:2", episodes=1, critic_rounds=1, critic_hidden=(4,), val_episodes=1
     )
-    monkeypatch.setitem(presets._REINFORCEMENT, (ENV_ID, "laptop"), small)
+    monkeypatch.setitem(presets._REINFORCEMENT, ENV_ID, small)
     out = run_here(example("13"), "--agent", checkpoint, "--out", "tuned", "--rounds", 2, "--episodes", 2)
     assert re.search(r"^best in round [02], after 0\.\d minutes$", out, re.MULTILINE)
     before = rollout(InContextAgent.from_pretrained(checkpoint), task_split(ENV_ID).val, 2, seed=0).returns.mean(0)

@@ -395,10 +395,20 @@ def evaluate_policies(
     return returns.reshape(len(tasks), episodes)
 
 
-def make_rows(env_id: str, tasks: Any, rows_per_task: int, num_threads: int = 0) -> MetaVectorEnv:
-    """A native vector environment with ``rows_per_task`` adjacent rows of each task."""
+def make_rows(
+    env_id: str, tasks: Any, rows_per_task: int, num_threads: int = 0, options: Mapping[str, Any] | None = None
+) -> MetaVectorEnv:
+    """A native vector environment with ``rows_per_task`` adjacent rows of each task, and what else it is made with.
+
+    Raises:
+        ConfigError: options that are none of the environment's.
+    """
     rows = [task for task in tasks for _ in range(rows_per_task)]
-    env = gymnasium.make_vec(env_id, num_envs=len(rows), tasks=rows, num_threads=num_threads).unwrapped
+    options = dict(options or {})
+    try:
+        env = gymnasium.make_vec(env_id, num_envs=len(rows), tasks=rows, num_threads=num_threads, **options).unwrapped
+    except TypeError as error:
+        raise ConfigError(f"{env_id} cannot be made with the options {options}: {error}") from error
     assert isinstance(env, MetaVectorEnv)
     return env
 

@@ -145,7 +145,7 @@ class OnPolicySampler:
         self._rounds = -(-updates // config.round_updates)
         self._batch_steps = batch_size * episodes * manifest.episode_steps
         self._episodes, self._seed = episodes, seed
-        self._env = make_rows(manifest.env_id, manifest.tasks, config.rows_per_task)
+        self._env = make_rows(manifest.env_id, manifest.tasks, config.rows_per_task, options=manifest.env_options)
         self._privileged = sees_privileged(teachers.seen_dim, self._env.definition)
         self._kept: dict[int, dict[str, np.ndarray]] = {}
         self._lives: dict[str, np.ndarray] = {}

@@ -1,4 +1,4 @@
-"""The whole way, once: collect, train, evaluate. What ``icrl-agents reproduce`` runs."""
+"""The whole way, once: collect, train, fine-tune, evaluate. What ``icrl-agents reproduce`` runs."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from icrl_agents.training.distillation import TrainingResult, train
 from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.lock import writing
 from icrl_agents.training.presets import Method, distillation_preset, is_finetuned, reinforcement_preset
-from icrl_agents.training.reinforcement import ReinforcementResult, finetune
+from icrl_agents.training.reinforcement import ReinforcementResult, finetune, require_finetuning
 from icrl_agents.training.sources.policies import SnapshotPolicies, sees_privileged
 from icrl_agents.training.sources.presets import run_collection
 
@@ -82,6 +82,8 @@ def reproduce(
     checkpoint = out / name
     finetuned = method == "on-policy" and head == "deterministic" and is_finetuned(env_id, preset)
     distilled = out / f"{name}-distilled" if finetuned else checkpoint
+    if finetuned:
+        require_finetuning(checkpoint)  # before hours of work
 
     def collecting() -> None:
         run_collection(env_id, histories, preset=preset, source=source, seed=seed, quiet=quiet)
@@ -109,7 +111,7 @@ def reproduce(
         times["finetune"] = _timed(
             checkpoint,
             "finetune",
-            lambda: run_finetuning(distilled, checkpoint, preset=preset, name=name, seed=seed, quiet=quiet),
+            lambda: run_finetuning(distilled, checkpoint, name=name, seed=seed, quiet=quiet),
         )
     times["evaluate"] = _timed(checkpoint, "evaluate", lambda: evaluate_checkpoint(checkpoint))
     return times
@@ -162,24 +164,25 @@ def run_training(
     return train(config, histories, checkpoint, teachers.act_as, teachers=teachers, quiet=quiet)
 
 
-def run_finetuning(
-    agent: str | Path, checkpoint: Path, *, preset: str = "laptop", quiet: bool = False, **changes: Any
-) -> ReinforcementResult:
+def run_finetuning(agent: str | Path, checkpoint: Path, *, quiet: bool = False, **changes: Any) -> ReinforcementResult:
     """Fine-tune by preset.
 
     Args:
         agent: directory, bundled name or Hub id of what to begin with.
         checkpoint: folder of the run.
-        preset: ``"laptop"`` or ``"paper"``.
         quiet: no progress bar.
-        **changes: fields of :class:`ReinforcementConfig` instead of the preset's; None leaves the preset's.
+        **changes: fields of :class:`ReinforcementConfig` instead of the preset's; None leaves the preset's. In a run of
+            few rounds fewer are the critic's alone.
 
     Raises:
         UnknownNameError: no such agent, or no preset for its environment.
     """
     _, of = load_checkpoint(resolve(agent))
-    config = reinforcement_preset(of.env_id, preset)
-    config = replace(config, **{name: value for name, value in changes.items() if value is not None})
+    given = {name: value for name, value in changes.items() if value is not None}
+    config = reinforcement_preset(of.env_id)
+    rounds = given.get("rounds", config.rounds)
+    fixed = {"split": of.split, "critic_rounds": max(0, min(config.critic_rounds, rounds - 1))}
+    config = replace(config, **fixed | given)
     return finetune(config, agent, checkpoint, quiet=quiet)
 
 

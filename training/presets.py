@@ -191,33 +191,32 @@ def distillation_preset(env_id: str, preset: str, backbone: str = "mamba", metho
     )
 
 
-_REINFORCEMENT: dict[tuple[str, str], ReinforcementConfig] = {
-    (_REACHER_GOAL, "laptop"): ReinforcementConfig(
+_REINFORCEMENT: dict[str, ReinforcementConfig] = {
+    _REACHER_GOAL: ReinforcementConfig(
         "", _REACHER_GOAL, subset="train+sampled:140", episodes=10, life_rounds=4, gamma=0.95
     ),
-    (_PUSHER_GOAL, "laptop"): ReinforcementConfig("", _PUSHER_GOAL, subset="train+sampled:175"),
-    (_HALF_CHEETAH_VEL, "laptop"): ReinforcementConfig("", _HALF_CHEETAH_VEL, subset="train+sampled:105", gamma=0.99),
-    (_ANT_DIR, "laptop"): ReinforcementConfig("", _ANT_DIR, subset="train+sampled:90", gamma=0.99),
+    _PUSHER_GOAL: ReinforcementConfig("", _PUSHER_GOAL, subset="train+sampled:175"),
+    _HALF_CHEETAH_VEL: ReinforcementConfig("", _HALF_CHEETAH_VEL, subset="train+sampled:105", gamma=0.99),
+    _ANT_DIR: ReinforcementConfig("", _ANT_DIR, subset="train+sampled:90", gamma=0.99),
 }
-"""(environment, preset) -> how an agent is fine-tuned by reinforcement."""
+"""environment -> how an agent is fine-tuned by reinforcement, on two CPU cores; the paper has no such part."""
 
 _FINETUNED = {(_PUSHER_GOAL, "laptop")}
-"""Where that is part of how the shipped agents are made."""
+"""(environment, preset): where that is part of how the shipped agents are made."""
 
 
-def reinforcement_preset(env_id: str, preset: str) -> ReinforcementConfig:
-    """A known setting; change what you like with ``dataclasses.replace``.
+def reinforcement_preset(env_id: str) -> ReinforcementConfig:
+    """A known setting of fine-tuning; change what you like with ``dataclasses.replace``.
 
     Args:
         env_id: Gymnasium id.
-        preset: ``"laptop"``; the paper has no such part.
 
     Raises:
-        UnknownNameError: no such preset, or none for that environment.
+        UnknownNameError: none for that environment.
     """
-    if (env_id, preset) not in _REINFORCEMENT:
-        raise UnknownNameError("setting of fine-tuning", f"{env_id}, {preset}", [", ".join(k) for k in _REINFORCEMENT])
-    return _REINFORCEMENT[env_id, preset]
+    if env_id not in _REINFORCEMENT:
+        raise UnknownNameError("environment with a setting of fine-tuning", env_id, _REINFORCEMENT)
+    return _REINFORCEMENT[env_id]
 
 
 def is_finetuned(env_id: str, preset: str) -> bool:

@@ -16,12 +16,14 @@ made it.
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
+import mujoco
 import numpy as np
 import torch
 from safetensors import SafetensorError
@@ -29,28 +31,27 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 import icrl_agents.envs  # noqa: F401  registers the environments
-from icrl_agents.agent import InContextAgent
 from icrl_agents.atomic import write_atomically
-from icrl_agents.config import to_dict
-from icrl_agents.envs import Task, env_definition, task_split
-from icrl_agents.errors import ConfigError, DatasetError
-from icrl_agents.hub import WEIGHTS_FILE, load_checkpoint, load_training_record, resolve, save_checkpoint
+from icrl_agents.config import AgentConfig, to_dict
+from icrl_agents.envs import Task, task_split
+from icrl_agents.errors import CheckpointError, ConfigError, DatasetError
+from icrl_agents.hub import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint, load_training_record, resolve, save_checkpoint
+from icrl_agents.model import InContextModel
 from icrl_agents.training.circumstances import circumstances
 from icrl_agents.training.collection import make_rows, tasks_of_subset
 from icrl_agents.training.critic import Critic, advantages
+from icrl_agents.training.experience import Experience, Rows
 from icrl_agents.training.interrupts import interrupts
-from icrl_agents.training.lives import begin_round, end_round, remembered
+from icrl_agents.training.lives import remembered
 from icrl_agents.training.lock import DirectoryLock, writing
 from icrl_agents.training.optimizers import Optimizers
 from icrl_agents.training.parallel import processes_of_environment
 from icrl_agents.training.run_log import RunLog
-from icrl_agents.training.run_state import RunState, claim_run, load_run, save_run
+from icrl_agents.training.run_state import IDENTITY_FILE, RunState, claim_run, load_run, save_run
 from icrl_agents.training.seeds import purpose_seed
 from icrl_agents.training.validation import Rollout, Validation, mean_returns, rollout_on_unseen_tasks
 
 RECIPE = "reinforcement fine-tuning"
-WIDE = 1e6
-"""Bounds of actions where there are none."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,11 @@ class ReinforcementConfig:
             its own number.
         critic_rounds: the first rounds, from which only the critic learns.
         epochs: passes of the agent over a round.
-        batch_size: rows of a gradient step.
-        learning_rate: peak of AdamW's.
+        batch_size: rows of a gradient step; rows that are too few for one more are shared out.
+        learning_rate: peak of Adam's.
         warmup_rounds: of the agent's, over which it rises linearly before it falls to 0: Adam's first steps are as
             long as its later ones, and the agent has something to lose.
-        betas: AdamW's two.
+        betas: Adam's two.
         clip_norm: largest norm of a gradient.
         clip_range: of the probability ratio.
         target_kl: a round's learning ends where a batch's divergence from the policy that acted is more than 1.5 times
@@ -132,9 +133,15 @@ class ReinforcementConfig:
         if self.warmup_rounds < 0:
             raise ConfigError(f"warmup_rounds: expected at least 0, got {self.warmup_rounds}")
         if not 0 <= self.critic_rounds < self.rounds:
-            raise ConfigError(f"critic_rounds: expected at least 0 and fewer than rounds, got {self.critic_rounds}")
-        if len(self.betas) != 2:
-            raise ConfigError(f"betas: expected two numbers, got {self.betas}")
+            raise ConfigError(
+                f"critic_rounds: expected at least 0 and fewer than the {self.rounds} rounds, got {self.critic_rounds}"
+            )
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas: expected two numbers from 0 to below 1, got {self.betas}")
+        if min(self.critic_hidden, default=1) < 1:
+            raise ConfigError(f"critic_hidden: expected widths of at least 1, got {self.critic_hidden}")
+        if self.seed < 0:
+            raise ConfigError(f"seed: expected at least 0, got {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -156,36 +163,13 @@ class ReinforcementResult:
 
 @dataclass(frozen=True)
 class TrainingTasks:
-    """What is trained on: what :func:`~icrl_agents.training.validation.rollout_on_unseen_tasks` keeps unseen."""
+    """What is trained on: the other tasks of the split are unseen."""
 
     env_id: str
     split: str
     split_hash: str
     subset: str
     tasks: Sequence[Task]
-
-
-@dataclass(frozen=True)
-class Experience:
-    """One round.
-
-    Attributes:
-        tokens: ``[N, L, T]``, as the agent saw them.
-        memory: what it remembered at the beginning, as :mod:`icrl_agents.training.lives` names it.
-        means: ``[N, L, A]``, its actions before they are clipped to the action space.
-        actions: ``[N, L, A]``, sampled around them, not clipped either.
-        rewards: ``[N, L]``.
-        done: ``[N, L]`` bool, terminated or truncated.
-        seen: ``[N, L + 1, C]``, what the critic sees, after the last step as well.
-    """
-
-    tokens: np.ndarray
-    memory: dict[str, np.ndarray]
-    means: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    done: np.ndarray
-    seen: np.ndarray
 
 
 def finetune(
@@ -214,9 +198,10 @@ def finetune(
         device: ``"auto"`` is the GPU if there is one.
 
     Raises:
-        ConfigError: ``out_dir`` holds another run, the agent samples its actions or is of another environment,
+        ConfigError: ``out_dir`` holds another run, the agent samples its actions or is of another environment or split,
             training diverged, or it was started as one of several processes.
-        CheckpointError: there is no such agent.
+        UnknownNameError: there is no such agent.
+        CheckpointError: its files are damaged.
         DatasetError: another process works on the run, its files are damaged, validation tasks would be trained on, or
             the disk is full.
         KeyboardInterrupt: after the state was saved.
@@ -225,6 +210,9 @@ def finetune(
     if processes.count > 1:
         raise ConfigError(f"fine-tuning is the work of one process, this is one of {processes.count}")
     directory = resolve(start)
+    model, agent = load_checkpoint(directory)
+    _check(agent, config)
+    on = processes.device(device)
     tasks = _training_tasks(config)
     if rollout is None:
         rollout = rollout_on_unseen_tasks(tasks, config.val_episodes, config.seed)
@@ -233,10 +221,36 @@ def finetune(
         held.enter_context(DirectoryLock(out_dir))
         digest = sha256((directory / WEIGHTS_FILE).read_bytes()).hexdigest()
         claim_run(out_dir, {"config": to_dict(config), "start": digest, "split_hash": tasks.split_hash})
-        run = _Run(config, directory, digest, tasks, out_dir, rollout, processes.device(device))
+        start_of = {"name": agent.name, "sha256": digest, "training": load_training_record(directory) or {}}
+        run = _Run(config, model, agent, start_of, tasks, out_dir, rollout, on)
         done = -1 if run.state.best_score is None else run.state.update  # the agent as it was is round 0
         with RunLog(out_dir, config.rounds, done, tensorboard=tensorboard, quiet=quiet) as log:
             return run.finish(log)
+
+
+def require_finetuning(directory: Path) -> None:
+    """Raise where a directory already holds what :func:`finetune` would not go on with, whatever its agent.
+
+    Raises:
+        ConfigError: it holds a run of another kind, or a checkpoint that is not of a run.
+    """
+    path = directory / IDENTITY_FILE
+    if path.is_file() and '"start"' not in path.read_text(encoding="utf-8", errors="replace"):
+        raise ConfigError(f"{directory} holds a run that is not one of fine-tuning; choose another directory")
+    if not path.is_file() and (directory / CONFIG_FILE).exists():
+        raise ConfigError(f"{directory} holds a checkpoint; choose another directory")
+
+
+def _check(agent: AgentConfig, config: ReinforcementConfig) -> None:
+    if agent.env_id != config.env_id:
+        raise ConfigError(f"{agent.name} is of {agent.env_id}, the run of {config.env_id}")
+    if agent.split != config.split:
+        raise ConfigError(
+            f"{agent.name} was made on split {agent.split!r}, the run is of {config.split!r}, whose other tasks it may "
+            "have seen"
+        )
+    if agent.model.head != "deterministic":
+        raise ConfigError(f"{agent.name} samples its actions; fine-tuning is for agents of a deterministic head")
 
 
 def _training_tasks(config: ReinforcementConfig) -> TrainingTasks:
@@ -251,34 +265,37 @@ class _Run:
     def __init__(
         self,
         config: ReinforcementConfig,
-        start: Path,
-        digest: str,
+        model: InContextModel,
+        agent: AgentConfig,
+        start: Mapping[str, Any],
         tasks: TrainingTasks,
         directory: Path,
         rollout: Rollout,
         device: torch.device,
     ) -> None:
         self._config, self._directory, self._rollout, self._device = config, directory, rollout, device
-        self._model, agent = load_checkpoint(start)
-        if agent.env_id != config.env_id:
-            raise ConfigError(f"{agent.name} is of {agent.env_id}, the run of {config.env_id}")
-        if agent.model.head != "deterministic":
-            raise ConfigError(f"{agent.name} samples its actions; fine-tuning is for agents of a deterministic head")
-        self._agent_config = replace(agent, name=config.name)
-        self._start, self._start_record = {"name": agent.name, "sha256": digest}, load_training_record(start) or {}
-        self._tasks = tasks
-        self._env = make_rows(config.env_id, tasks.tasks, 1)
-        definition = env_definition(config.env_id)
-        self._task_vectors = np.stack([definition.task_vector(task) for task in tasks.tasks]).astype(np.float32)
-        self._horizon = definition.horizon
+        self._model, self._start, self._tasks = model, start, tasks
+        self._agent_config = replace(
+            agent,
+            name=config.name,
+            training_episodes=max(agent.training_episodes, config.episodes),
+            split_hash=tasks.split_hash,
+            mujoco_version=mujoco.__version__,
+        )
+        self._rows = Rows(
+            make_rows(config.env_id, tasks.tasks, 1, options=agent.env_options),
+            tasks.tasks,
+            self._agent_config,
+            episodes=config.episodes,
+            life_rounds=config.life_rounds,
+            noise=config.noise,
+        )
         torch.manual_seed(purpose_seed(config.seed, "critic"))
-        seen = definition.observation_dim + self._task_vectors.shape[1] + definition.privileged_dim + 1
-        self._critic = Critic(seen, config.critic_hidden).to(device)
+        self._critic = Critic(self._rows.seen_dim, config.critic_hidden).to(device)
         self._model.to(device)
         self._both = nn.ModuleDict({"agent": self._model, "critic": self._critic})
-        self._adam = torch.optim.AdamW(
-            self._model.parameters(), lr=config.learning_rate, betas=(config.betas[0], config.betas[1]), weight_decay=0
-        )
+        betas = (config.betas[0], config.betas[1])
+        self._adam = torch.optim.Adam(self._model.parameters(), lr=config.learning_rate, betas=betas)
         self._critic_adam = torch.optim.Adam(self._critic.parameters(), lr=config.critic_learning_rate)
         self._optimizers = Optimizers(self._adam, self._critic_adam)
         self._lives: dict[str, np.ndarray] = {}
@@ -298,19 +315,21 @@ class _Run:
         with interrupts() as interrupted:
             while self.state.update < self._config.rounds:
                 number = self.state.update
-                metrics = self._round(number)
                 done = number + 1
-                log.update(done, metrics, f"return {metrics['return']:.2f}")
-                self.state = replace(self.state, update=done, seconds=before + time.monotonic() - began)
-                if done == self._config.rounds or done % self._config.validate_every == 0:
-                    self._select(log)
+                try:
+                    metrics = self._round(number)
+                    log.update(done, metrics, f"return {metrics['return']:.2f}")
+                    self.state = replace(self.state, update=done, seconds=before + time.monotonic() - began)
+                    if done == self._config.rounds or done % self._config.validate_every == 0:
+                        self._select(log)
+                except CheckpointError as error:  # actions or weights that are not finite
+                    raise self._diverged(number, str(error)) from error
                 self._save()
                 if interrupted and done < self._config.rounds:
                     text = f"saved after round {done} of {self._config.rounds}; the same command goes on"
                     log.say(text)
                     raise KeyboardInterrupt(text)
-        for path in self._directory.glob("rounds/*.safetensors"):
-            path.unlink()
+        self._lives_file(self.state.update).unlink(missing_ok=True)
         assert self.state.best_score is not None
         return ReinforcementResult(self._directory, self.state.best_update, self.state.best_score, self.state.seconds)
 
@@ -332,57 +351,25 @@ class _Run:
         returns = gained + values[:, :-1]
         rng = np.random.default_rng([config.seed, 1, number])
         metrics = {
-            "return": _mean_return(experience),
             "explained_variance": float(1 - np.var(returns - values[:, :-1]) / max(np.var(returns), 1e-12)),
             "critic_loss": self._teach_critic(number, seen[:, :-1], torch.from_numpy(returns).to(seen), rng),
         }
         if number >= config.critic_rounds:
             metrics |= self._improve(number, experience, gained, rng)
         if not all(map(math.isfinite, metrics.values())):
-            raise ConfigError(
-                f"fine-tuning diverged in round {number + 1}: {metrics}. Try a smaller learning_rate than "
-                f"{config.learning_rate}, in another directory"
-            )
-        return {**metrics, "steps_per_second": experience.rewards.size / (time.perf_counter() - began)}
+            raise self._diverged(number, f"{metrics}")
+        speed = experience.rewards.size / (time.perf_counter() - began)
+        return {"return": experience.mean_return, **metrics, "steps_per_second": speed}
+
+    def _diverged(self, number: int, how: str) -> ConfigError:
+        return ConfigError(
+            f"fine-tuning diverged in round {number + 1}: {how}. Try a smaller learning_rate than "
+            f"{self._config.learning_rate}, in another directory"
+        )
 
     def _act(self, number: int) -> tuple[Experience, dict[str, np.ndarray]]:
         """A round of the agent's own experience, and where it ends."""
-        config, env = self._config, self._env
-        rng = np.random.default_rng([config.seed, 0, number])
-        low, high = (np.asarray(x, np.float32) for x in (self._agent_config.action_low, self._agent_config.action_high))
-        # Not clipped, as the model will be asked for them again: the actions tried are around these.
-        wide = replace(self._agent_config, action_low=(-WIDE,) * len(low), action_high=(WIDE,) * len(low))
-        student = InContextAgent(self._model.eval(), wide)
-        begun = begin_round(env, student, self._lives, config.life_rounds, rng)
-        rows, steps = env.num_envs, config.episodes * self._horizon
-        observations = np.empty((rows, steps, env.definition.observation_dim), np.float32)
-        means, actions, executed = (np.empty((rows, steps, len(low)), np.float32) for _ in range(3))
-        rewards, done = np.empty((rows, steps), np.float32), np.empty((rows, steps), bool)
-        age = self._lives.get("age", np.zeros(rows, np.int64)) * (begun.pending[:, -1] == 0)
-        seen = []
-        observation = begun.observation
-        for t in range(steps):
-            observations[:, t] = observation
-            seen.append(self._seen(observation, age))
-            means[:, t] = student.act(observation)
-            actions[:, t] = means[:, t] + config.noise * rng.standard_normal(means[:, t].shape)
-            executed[:, t] = np.clip(actions[:, t], low, high)
-            observation, rewards[:, t], terminated, truncated, _ = env.step(executed[:, t])
-            student.observe(rewards[:, t], terminated, truncated, action=executed[:, t])
-            done[:, t] = terminated | truncated
-            age = np.where(done[:, t], 0, age + 1)
-        seen.append(self._seen(observation, age))
-        tokens = self._model.layout.encode_history(observations, executed, rewards, done)
-        tokens[:, 0, env.definition.observation_dim :] = begun.pending
-        experience = Experience(tokens, begun.memory, means, actions, rewards, done, np.stack(seen, 1))
-        return experience, end_round(env, student, observation, begun.rounds_left) | {"age": age}
-
-    def _seen(self, observation: np.ndarray, age: np.ndarray) -> np.ndarray:
-        """What the critic sees ``[N, C]``: observation, task, what is privileged, how much of the episode is over."""
-        parts = [observation, self._task_vectors]
-        if self._env.definition.privileged_dim:
-            parts.append(self._env.privileged)
-        return np.concatenate([*parts, (age / self._horizon)[:, None]], axis=1, dtype=np.float32)
+        return self._rows.act(self._model, self._lives, np.random.default_rng([self._config.seed, 0, number]))
 
     def _teach_critic(self, number: int, seen: Tensor, returns: Tensor, rng: np.random.Generator) -> float:
         """Fit the critic to a round; the mean loss of the last pass."""
@@ -414,6 +401,7 @@ class _Run:
         log_prob = self._log_prob(actions, means)
         self._model.train()
         told: list[tuple[float, float, float]] = []
+        taken = 0
         for _ in range(config.epochs):
             for batch in np.array_split(rng.permutation(len(tokens)), max(1, len(tokens) // config.batch_size)):
                 memory = {name: part[batch] for name, part in experience.memory.items()}
@@ -430,11 +418,18 @@ class _Run:
                 if not math.isfinite(sum(told[-1])) or told[-1][1] > 1.5 * config.target_kl:
                     break
                 self._adam.step()
+                taken += 1
             else:
                 continue
             break
-        means_told = dict(zip(("loss", "kl", "gradient_norm"), np.mean(told, axis=0).tolist(), strict=True))
-        return {**means_told, "learning_rate": rate, "gradient_steps": float(len(told))}
+        losses, divergences, norms = zip(*told, strict=True)
+        return {
+            "loss": float(np.mean(losses)),
+            "largest_kl": max(divergences),
+            "gradient_norm": float(np.mean(norms)),
+            "learning_rate": rate,
+            "gradient_steps": float(taken),
+        }
 
     def _log_prob(self, actions: Tensor, means: Tensor) -> Tensor:
         """Log-density ``[n, L]`` of actions ``[n, L, A]``, but for a constant."""
@@ -449,10 +444,11 @@ class _Run:
         log.validation(self.state.update, found)
         if self.state.best_score is None or found.score >= self.state.best_score:
             self.state = replace(self.state, best_update=self.state.update, best_score=found.score)
+            recipes = [self._start["training"].get("recipe"), RECIPE if self.state.update else None]
             training = {
-                "recipe": " + ".join(filter(None, [self._start_record.get("recipe"), RECIPE])),
+                "recipe": " + ".join(str(recipe) for recipe in recipes if recipe),
                 "config": to_dict(self._config),
-                "start": {**self._start, "training": self._start_record},
+                "start": self._start,
                 "split_hash": self._tasks.split_hash,
                 "update": self.state.best_update,
                 "val_score": self.state.best_score,
@@ -491,9 +487,3 @@ def learning_rate(config: ReinforcementConfig, number: int) -> float:
     return config.learning_rate * (
         (own + 1) / (warmup + 1) if own < warmup else 1 - (own - warmup) / max(1, rounds - warmup)
     )
-
-
-def _mean_return(experience: Experience) -> float:
-    """Of the episodes that ended, those that began in an earlier round cut short."""
-    ends = experience.done.sum()
-    return float(experience.rewards.sum() / max(1, ends))

@@ -117,4 +117,4 @@ def _summary_writer(directory: Path, done: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise MissingExtraError("tensorboard", "train") from None
-    return SummaryWriter(str(directory), purge_step=done + 1 if done else None)
+    return SummaryWriter(str(directory), purge_step=done + 1)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,10 @@ def run(start: Path, tmp_path: Path) -> Any:
 
 
 def a_run(config: ReinforcementConfig, start: Path, directory: Path) -> Any:
-    tasks = reinforcement._training_tasks(config)
-    return reinforcement._Run(config, start, "", tasks, directory, lambda _: np.zeros((1, 1)), torch.device("cpu"))
+    tasks, (model, agent) = reinforcement._training_tasks(config), load_checkpoint(start)
+    return reinforcement._Run(
+        config, model, agent, {}, tasks, directory, lambda _: np.zeros((1, 1)), torch.device("cpu")
+    )
 
 
 def test_what_is_learned_from_is_what_was_acted(run: Any) -> None:
@@ -190,6 +193,7 @@ def test_episodes_that_end_early_go_on_with_the_next(make_agent: Callable[..., I
     """Ant-Dir ends where the ant falls; the clock that the critic sees begins anew."""
     agent = make_agent(observation_dim=27, action_dim=8)
     run = a_run_of("icrl/AntDir-v0", agent, tmp_path, noise=3.0, subset="sampled:8", episodes=2)
+    returns = []
     for number in range(2):
         before = run._lives.get("age", np.zeros(8))
         experience, run._lives = run._act(number)
@@ -197,7 +201,42 @@ def test_episodes_that_end_early_go_on_with_the_next(make_agent: Callable[..., I
         began = experience.tokens[:, 0, -1] == 1
         np.testing.assert_array_equal(clock[:, 0], np.where(began, 0, before))
         np.testing.assert_array_equal(clock[:, 1:], np.where(experience.done, 0, clock[:, :-1] + 1))
+        returns.append([experience.rewards, experience.done, experience.mean_return])
     assert (experience.done[:, :-1].sum(1) > 2).any()
+    (first, ended, told), (second, ended_later, told_later) = returns
+    whole, first_mean = complete_returns(first, ended)
+    assert told == pytest.approx(first_mean, rel=1e-5)
+    assert len(whole) > 16
+    if began.any():  # rows that went on bring what they had got of an episode in the round before
+        both = [np.concatenate(pair, axis=1) for pair in ((first, second), (ended, ended_later))]
+        rows = np.flatnonzero(~began)
+        went_on = [value for row in rows for value in complete_returns(both[0][[row]], both[1][[row]])[0]]
+        before = [value for row in rows for value in complete_returns(first[[row]], ended[[row]])[0]]
+        fresh = [v for row in np.flatnonzero(began) for v in complete_returns(second[[row]], ended_later[[row]])[0]]
+        expected = (sum(went_on) - sum(before) + sum(fresh)) / (len(went_on) - len(before) + len(fresh))
+        assert told_later == pytest.approx(expected, rel=1e-5)
+
+
+def complete_returns(rewards: np.ndarray, done: np.ndarray) -> tuple[list[float], float]:
+    """Of the episodes that ended, each from its beginning."""
+    found = []
+    for row_rewards, row_done in zip(rewards.astype(float), done, strict=True):
+        ends = np.flatnonzero(row_done) + 1
+        found += [float(row_rewards[i:j].sum()) for i, j in pairwise([0, *ends])]
+    return found, float(np.mean(found))
+
+
+def test_it_acts_in_the_variant_that_the_agent_is_for(mamba: Path, tmp_path: Path) -> None:
+    model, agent = load_checkpoint(mamba)
+    short = dataclasses.replace(agent, env_options={"max_episode_steps": 20}, episode_steps=20)
+    save_checkpoint(tmp_path / "short", model, short)
+    experience, _ = a_run(TINY, tmp_path / "short", tmp_path / "run")._act(0)
+    assert experience.rewards.shape == (4, 20)
+    assert experience.done.sum(0).tolist() == [0] * 19 + [4]
+    np.testing.assert_allclose(experience.seen[0, :, 10], [*np.arange(20) / 20, 0], atol=1e-6)
+    save_checkpoint(tmp_path / "odd", model, dataclasses.replace(agent, env_options={"colour": 1}))
+    with pytest.raises(ConfigError, match=r"cannot be made with the options \{'colour': 1\}"):
+        quietly(tmp_path / "odd", tmp_path / "run")
 
 
 # ------------------------------------------------------------------ a run
@@ -208,7 +247,7 @@ def test_a_run_of_it(start: Path, tmp_path: Path) -> None:
     rows = metrics(tmp_path / "run")
     assert [row["update"] for row in rows if "return" in row] == [1, 2, 3, 4]
     assert [row["update"] for row in rows if "val_score" in row] == [0, 2, 4]
-    assert ["kl" in row for row in rows if "return" in row] == [False, True, True, True]
+    assert ["largest_kl" in row for row in rows if "return" in row] == [False, True, True, True]
     scores = {row["update"]: row["val_score"] for row in rows if "val_score" in row}
     assert result.best_score == scores[result.best_round] == max(scores.values())
     agent = InContextAgent.from_pretrained(tmp_path / "run")
@@ -226,6 +265,7 @@ def test_what_is_no_better_is_not_kept(start: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(reinforcement, "mean_returns", lambda *_: (next(scores),))
     assert quietly(start, tmp_path / "run").best_round == 0
     assert_same_weights(start, tmp_path / "run")
+    assert "fine-tuning" not in json.loads((tmp_path / "run/training.json").read_text())["recipe"]
 
 
 def test_the_first_rounds_teach_the_critic_alone(mamba: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +281,7 @@ def test_the_first_rounds_teach_the_critic_alone(mamba: Path, tmp_path: Path, mo
 
 
 def test_it_learns_from_reward(mamba: Path, tmp_path: Path) -> None:
-    """An agent that knows nothing learns one reach, better than with its rewards turned round."""
+    """An agent that knows nothing learns to reach."""
     config = dataclasses.replace(
         TINY, subset="sampled:16", rounds=40, life_rounds=1, learning_rate=5e-3, noise=0.3, gamma=0.9, batch_size=8
     )
@@ -331,7 +371,10 @@ def test_damaged_lives_are_an_error(mamba: Path, tmp_path: Path, monkeypatch: py
         ({"noise": 0.0}, "noise: expected a finite number above 0"),
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"gamma": 1.5}, "gamma: expected 0 to 1"),
-        ({"critic_rounds": 4}, "critic_rounds: expected at least 0 and fewer than rounds"),
+        ({"critic_rounds": 4}, "critic_rounds: expected at least 0 and fewer than the 4 rounds"),
+        ({"critic_hidden": (0,)}, "critic_hidden: expected widths of at least 1"),
+        ({"seed": -1}, "seed: expected at least 0"),
+        ({"betas": (0.9, 1.0)}, "betas: expected two numbers from 0 to below 1"),
         ({"warmup_rounds": -1}, "warmup_rounds: expected at least 0"),
         ({"betas": (0.9,)}, "betas: expected two numbers"),
     ],
@@ -348,14 +391,22 @@ def test_agents_that_cannot_be_fine_tuned(
     with pytest.raises(ConfigError, match="samples its actions"):
         quietly(tmp_path / "gaussian", tmp_path / "run")
     with pytest.raises(ConfigError, match=r"is of icrl/ReacherGoal-v0, the run of icrl/PusherGoal-v0"):
-        quietly(mamba, tmp_path / "run2", env_id="icrl/PusherGoal-v0")
+        quietly(mamba, tmp_path / "run", env_id="icrl/PusherGoal-v0")
     with pytest.raises(DatasetError, match="validation or test tasks"):
-        quietly(mamba, tmp_path / "run3", subset="train+val")
+        quietly(mamba, tmp_path / "run", subset="train+val")
+    model, agent = load_checkpoint(mamba)
+    save_checkpoint(tmp_path / "pearl", model, dataclasses.replace(agent, split="pearl"))
+    with pytest.raises(ConfigError, match="made on split 'pearl', the run is of 'paper'"):
+        quietly(tmp_path / "pearl", tmp_path / "run")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="no GPU"):
+            finetune(TINY, mamba, tmp_path / "run", device="cuda")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(ConfigError, match="one process"):
-        quietly(mamba, tmp_path / "run4")
+        quietly(mamba, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_of_another_run(mamba: Path, tmp_path: Path) -> None:
@@ -366,7 +417,13 @@ def test_a_folder_of_another_run(mamba: Path, tmp_path: Path) -> None:
         quietly(mamba, mamba)
 
 
-@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("rate", [1e2, 1e30])
+def test_weights_that_diverge_are_an_error(mamba: Path, tmp_path: Path, rate: float) -> None:
+    """Found where the agent acts with them: in the next round, or in validation."""
+    with pytest.raises(ConfigError, match=r"diverged in round [234].*Try a smaller learning_rate than 1"):
+        quietly(mamba, tmp_path / "run", batch_size=4, epochs=1, learning_rate=rate, warmup_rounds=0, target_kl=1e30)
+
+
 def test_divergence_is_an_error(mamba: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reinforcement._Run, "_log_prob", lambda self, actions, means: means.sum(-1) * torch.nan)
     with pytest.raises(ConfigError, match="diverged in round 2"):
