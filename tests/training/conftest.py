@@ -1,7 +1,11 @@
 """Synthetic learning histories: small, fast, and with values that say where they belong."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import mujoco
@@ -90,3 +94,26 @@ def make_regular() -> Callable[..., dict[str, np.ndarray]]:
 @pytest.fixture(scope="session")
 def make_dataset() -> Callable[..., HistoryDataset]:
     return dataset
+
+
+@pytest.fixture
+def whole_and_killed() -> Callable[[str, list[str], Path, Iterable[int]], None]:
+    """Runs a script into ``folder/whole``, and into ``folder/killed`` with kill -9 where its log has so many rows.
+
+    The script gets the arguments and its folder, in which it writes ``metrics.jsonl``.
+    """
+
+    def run(script: str, arguments: list[str], folder: Path, rows: Iterable[int]) -> None:
+        command = [sys.executable, "-c", script, *arguments]
+        subprocess.run([*command, str(folder / "whole")], check=True)
+        for row in rows:
+            with subprocess.Popen([*command, str(folder / "killed")]) as process:
+                log, limit = folder / "killed/metrics.jsonl", time.monotonic() + 120
+                while not log.exists() or len(log.read_text().splitlines()) < row:
+                    assert process.poll() is None
+                    assert time.monotonic() < limit
+                    time.sleep(0.005)
+                process.send_signal(signal.SIGKILL)
+        subprocess.run([*command, str(folder / "killed")], check=True)
+
+    return run

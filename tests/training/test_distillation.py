@@ -3,9 +3,7 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -432,7 +430,7 @@ def test_unknown_presets_list_the_known():
 
 
 @pytest.mark.soak
-def test_survives_kill_9(data, tmp_path):
+def test_survives_kill_9(data, tmp_path, whole_and_killed):
     """A process killed again and again ends with the weights of one that was left in peace."""
     script = """
 import json, sys, torch
@@ -446,20 +444,7 @@ distillation.train(config, sys.argv[2], sys.argv[3], tensorboard=False, quiet=Tr
 """
     of = config("mamba", updates=400, validate_every=50)
 
-    def command(out):
-        arguments = [json.dumps(dataclasses.asdict(of)), str(data), str(tmp_path / out)]
-        return [sys.executable, "-c", script, *arguments]
-
-    subprocess.run(command("whole"), check=True)
-    for row in range(50, 301, 50):
-        with subprocess.Popen(command("killed")) as process:
-            log, limit = tmp_path / "killed/metrics.jsonl", time.monotonic() + 60
-            while not log.exists() or len(log.read_text().splitlines()) < row:
-                assert process.poll() is None
-                assert time.monotonic() < limit
-                time.sleep(0.005)
-            process.send_signal(signal.SIGKILL)
-    subprocess.run(command("killed"), check=True)
+    whole_and_killed(script, [json.dumps(dataclasses.asdict(of)), str(data)], tmp_path, range(50, 301, 50))
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 

@@ -350,6 +350,22 @@ def test_a_kill_between_lives_and_state(mamba: Path, tmp_path: Path, monkeypatch
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.soak
+def test_survives_kill_9(mamba: Path, tmp_path: Path, whole_and_killed: Callable[..., None]) -> None:
+    script = """
+import json, sys, torch
+from icrl_agents.config import from_dict
+from icrl_agents.training.reinforcement import ReinforcementConfig, finetune
+torch.set_num_threads(1)
+config = from_dict(ReinforcementConfig, json.loads(sys.argv[1]))
+finetune(config, sys.argv[2], sys.argv[3], tensorboard=False, quiet=True, device="cpu")
+"""
+    config = dataclasses.replace(TINY, rounds=60, validate_every=7)
+    whole_and_killed(script, [json.dumps(dataclasses.asdict(config)), str(mamba)], tmp_path, range(1, 60, 6))
+    for file in ("model.safetensors", "training_state.safetensors"):
+        assert_same_weights(tmp_path / "whole", tmp_path / "killed", file)
+
+
 def test_damaged_lives_are_an_error(mamba: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         cut_off(patch, "_act", calls=2)
