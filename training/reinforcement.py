@@ -152,7 +152,7 @@ class ReinforcementResult:
         directory: the checkpoint.
         best_round: the round it is of; 0 is the agent that it began with.
         best_score: its mean return in the last quarter of the validation episodes.
-        seconds: time spent, over all the processes that worked on the run.
+        seconds: time spent, over all the calls that worked on the run.
     """
 
     directory: Path
