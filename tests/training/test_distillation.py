@@ -377,7 +377,7 @@ def test_validation_rolls_out_on_unseen_tasks(tmp_path, make_dataset):
     assert -200 < result.best_score < 0  # what Reacher's rewards add up to
 
     make_dataset(tmp_path / "leak", **known, tasks=(*split.train[:3], split.val[0]))
-    with pytest.raises(DatasetError, match="on validation or test tasks"):
+    with pytest.raises(DatasetError, match="hold validation or test tasks"):
         quietly(of, tmp_path / "leak", tmp_path / "out2")
     make_dataset(tmp_path / "old", **known | {"split_hash": "0123"}, **tasks)
     with pytest.raises(DatasetError, match="'paper' with hash 0123"):
