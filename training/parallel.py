@@ -49,9 +49,9 @@ class Processes:
         """What ``"auto"``, ``"cpu"`` or ``"cuda"`` is here: several processes of a machine have a GPU each."""
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
-        if name.startswith("cuda") and not torch.cuda.is_available():
-            raise ConfigError(f"device {name!r}: PyTorch finds no GPU here")
         if name != "cuda" or self.count == 1:
+            if name.startswith("cuda") and not torch.cuda.is_available():
+                raise ConfigError(f"device {name!r}: PyTorch finds no GPU here")
             return torch.device(name)
         if self.local_rank >= torch.cuda.device_count():
             raise ConfigError(
