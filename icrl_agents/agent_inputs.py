@@ -129,10 +129,10 @@ def autoreset_mode_of(given: AutoresetMode | str | None) -> AutoresetMode:
         raise ConfigError(f"unknown autoreset mode {given!r}; known: {known}") from None
 
 
-def make_of(make: Callable[..., Any], env_id: str, options: Mapping[str, Any]) -> Any:
-    """What Gymnasium makes of an id and options."""
+def make_of(make: Callable[..., Any], env_id: str, options: Mapping[str, Any], **own: Any) -> Any:
+    """What Gymnasium makes of an id and options, and of arguments of our own, which an error does not show."""
     try:
-        return make(env_id, **options)
+        return make(env_id, **own, **options)
     except (TypeError, gymnasium.error.Error) as error:
         raise ConfigError(f"{env_id} cannot be made with the options {dict(options)}: {error}") from error
 

@@ -20,6 +20,7 @@ import numpy as np
 from scipy import stats
 
 from icrl_agents.agent import InContextAgent
+from icrl_agents.agent_inputs import make_of
 from icrl_agents.atomic import write_text_atomically
 from icrl_agents.config import load_json
 from icrl_agents.envs import env_definition, load_anchors, task_split
@@ -79,14 +80,11 @@ def rollout(
         raise InputError(f"episodes is at least 1, got {episodes}")
     env_id, horizon = agent.config.env_id, agent.config.episode_steps
     options = dict(agent.config.env_options)
-    try:
-        env = gymnasium.make_vec(env_id, num_envs=len(tasks), tasks=list(tasks), **options)
-    except TypeError as error:
-        raise ConfigError(f"{env_id} cannot be made with the options {options}: {error}") from error
+    env = make_of(gymnasium.make_vec, env_id, options, num_envs=len(tasks), tasks=list(tasks))
     observations, _ = env.reset(seed=seed)
     rewarding = None
     if reward_tasks is not None:
-        rewarding = gymnasium.make_vec(env_id, num_envs=len(tasks), tasks=list(reward_tasks), **options)
+        rewarding = make_of(gymnasium.make_vec, env_id, options, num_envs=len(tasks), tasks=list(reward_tasks))
         rewarding.reset(seed=seed)
     agent.reset(env=env, seed=seed)
     n = len(tasks)

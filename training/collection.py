@@ -21,6 +21,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
+from icrl_agents.agent_inputs import make_of
 from icrl_agents.envs import MetaVectorEnv, Task, TaskSplit, env_definition, task_split
 from icrl_agents.errors import ConfigError
 from icrl_agents.training.histories import HistoryDataset, HistoryWriter, Manifest
@@ -404,11 +405,8 @@ def make_rows(
         ConfigError: options that are none of the environment's.
     """
     rows = [task for task in tasks for _ in range(rows_per_task)]
-    options = dict(options or {})
-    try:
-        env = gymnasium.make_vec(env_id, num_envs=len(rows), tasks=rows, num_threads=num_threads, **options).unwrapped
-    except TypeError as error:
-        raise ConfigError(f"{env_id} cannot be made with the options {options}: {error}") from error
+    own = {"num_envs": len(rows), "tasks": rows, "num_threads": num_threads}
+    env = make_of(gymnasium.make_vec, env_id, options or {}, **own).unwrapped
     assert isinstance(env, MetaVectorEnv)
     return env
 
