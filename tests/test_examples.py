@@ -65,7 +65,7 @@ def numbers(pattern: str, text: str) -> list[float]:
 
 
 def test_every_example_has_a_test() -> None:
-    assert [path.name[:2] for path in EXAMPLES] == [f"{number:02d}" for number in range(1, 14)]
+    assert [path.name[:2] for path in EXAMPLES] == [f"{number:02d}" for number in range(1, 15)]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -110,8 +110,9 @@ def test_many_rows(checkpoint: Path, run: Callable[..., str]) -> None:
 LEARNED = r"^the agent on 10 unseen goals: episode 1 returns (-\d+\.\d\d), the last -\d+\.\d\d$"
 
 
-def test_distil_your_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """In this process, where the presets can be made small: as they are they take most of a minute."""
+@pytest.fixture
+def small_presets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process the presets can be made small: as they are an update takes most of a minute."""
     at = ("icrl/ReacherGoal-v0", "laptop")
     ppo = PPOConfig(n_steps=50, hidden=(8,))
     source = replace(source_presets._COLLECTIONS[at], streams=2, shard_steps=100, ppo=ppo)
@@ -121,11 +122,13 @@ def test_distil_your_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.setitem(presets._DISTILLATION, at, replace(presets._DISTILLATION[at], val_episodes=1))
     rounds = OnPolicyConfig(rows_per_task=1, short_episodes=1)
     monkeypatch.setitem(presets._ON_POLICY, at, {**presets._ON_POLICY[at], "on_policy": rounds, "batch_size": 1})
-    small = ["--out", str(tmp_path / "own"), "--steps-per-task", "200", "--updates", "1", "--episodes", "2"]
-    monkeypatch.setattr(sys, "argv", ["03_distil_your_own.py", *small])
-    runpy.run_path(str(example("03")), run_name="__main__")
+
+
+@pytest.mark.usefixtures("small_presets")
+def test_distil_your_own(run_here: Callable[..., str], tmp_path: Path) -> None:
+    out = run_here(example("03"), "--out", "own", "--steps-per-task", 200, "--updates", 1, "--episodes", 2)
     assert InContextAgent.from_pretrained(tmp_path / "own/agent").config.name == "own-agent"
-    assert len(numbers(LEARNED, capsys.readouterr().out)) == 1
+    assert len(numbers(LEARNED, out)) == 1
 
 
 @pytest.mark.soak
@@ -309,3 +312,24 @@ def test_fine_tune(
     assert numbers(r"^episode \d: before (\S+),", out) == pytest.approx(before, abs=0.02)
     assert re.search(r"^after minus before, normalized, paired by task: \{'mean': ", out, re.MULTILINE)
     assert (tmp_path / "tuned/comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("small_presets")
+def test_training_seeds(run_here: Callable[..., str], tmp_path: Path) -> None:
+    small = ["--steps-per-task", 200, "--updates", 1, "--seeds", 3, 4, "--tasks", 2, "--episodes", 2]
+    out = run_here(example("14"), "--env", "reacher-goal", "--out", "seeds", *small)
+    finals = {}
+    for backbone in ("mamba", "transformer"):
+        for seed in (3, 4):
+            training = json.loads((tmp_path / f"seeds/{backbone}-{seed}/training.json").read_text())
+            assert training["config"]["seed"] == seed
+            result = EvalResult.load(tmp_path / f"seeds/{backbone}-{seed}.json")
+            finals[backbone, seed] = np.mean(result.normalized)  # two episodes are all of the last five
+    gaps = [finals["mamba", seed] - finals["transformer", seed] for seed in (3, 4)]
+    found = json.loads((tmp_path / "seeds/seeds.json").read_text())["differences"]["transformer"]
+    assert [gap["mean"] for gap in found["by_seed"]] == pytest.approx(gaps)
+    assert found["over_seeds"]["mean"] == pytest.approx(np.mean(gaps))
+    assert re.search(
+        r"^mamba minus transformer, normalized, paired by task: over all seeds \{'mean': ", out, re.MULTILINE
+    )
+    assert (tmp_path / "seeds/seeds.png").read_bytes().startswith(b"\x89PNG")

@@ -53,7 +53,6 @@ class Rows:
         agent: what the agent is for.
         episodes: of a round, at full length.
         life_rounds: of a life at most.
-        noise: standard deviation of the actions around the agent's.
     """
 
     def __init__(
@@ -64,9 +63,8 @@ class Rows:
         *,
         episodes: int,
         life_rounds: int,
-        noise: float,
     ) -> None:
-        self._env, self._agent, self._life_rounds, self._noise = env, agent, life_rounds, noise
+        self._env, self._agent, self._life_rounds = env, agent, life_rounds
         self._steps = episodes * env.horizon
         self._tasks = np.stack([env.definition.task_vector(task) for task in tasks]).astype(np.float32)
 
@@ -77,13 +75,14 @@ class Rows:
         return definition.observation_dim + self._tasks.shape[1] + definition.privileged_dim + 1
 
     def act(
-        self, model: InContextModel, lives: Mapping[str, np.ndarray], rng: np.random.Generator
+        self, model: InContextModel, lives: Mapping[str, np.ndarray], noise: float, rng: np.random.Generator
     ) -> tuple[Experience, dict[str, np.ndarray]]:
         """One round.
 
         Args:
             model: of the agent.
             lives: where the round before ended; empty begins every life.
+            noise: standard deviation of the actions around the agent's.
             rng: of all that is drawn.
 
         Returns:
@@ -107,7 +106,7 @@ class Rows:
         for t in range(self._steps):
             observations[:, t], seen[:, t] = observation, self._seen(observation, age)
             means[:, t] = student.act(observation)
-            actions[:, t] = means[:, t] + self._noise * rng.standard_normal(means[:, t].shape)
+            actions[:, t] = means[:, t] + noise * rng.standard_normal(means[:, t].shape)
             executed[:, t] = np.clip(actions[:, t], low, high)
             observation, rewards[:, t], terminated, truncated, _ = env.step(executed[:, t])
             student.observe(rewards[:, t], terminated, truncated, action=executed[:, t])

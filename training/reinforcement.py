@@ -80,7 +80,9 @@ class ReinforcementConfig:
         clip_range: of the probability ratio.
         target_kl: a round's learning ends where a batch's divergence from the policy that acted is more than 1.5 times
             this.
-        noise: standard deviation of the actions around the agent's, in their units.
+        noise: standard deviation of the actions around the agent's, in their units, in the first round.
+        final_noise: in the last one; it goes there geometrically. None keeps ``noise``. An agent of a body with
+            friction learns to lean on noise that stays, and gets stuck when it acts without.
         gamma: discount.
         gae_lambda: of generalised advantage estimation.
         critic_hidden: widths of the critic's hidden layers.
@@ -109,6 +111,7 @@ class ReinforcementConfig:
     clip_range: float = 0.2
     target_kl: float = 0.03
     noise: float = 0.1
+    final_noise: float | None = None
     gamma: float = 0.98
     gae_lambda: float = 0.95
     critic_hidden: tuple[int, ...] = (256, 256)
@@ -127,6 +130,8 @@ class ReinforcementConfig:
         for name in ("learning_rate", "critic_learning_rate", "clip_norm", "clip_range", "target_kl", "noise"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: expected a finite number above 0, got {getattr(self, name)}")
+        if self.final_noise is not None and not 0 < self.final_noise < math.inf:
+            raise ConfigError(f"final_noise: expected a finite number above 0, or None, got {self.final_noise}")
         for name in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: expected 0 to 1, got {getattr(self, name)}")
@@ -288,7 +293,6 @@ class _Run:
             self._agent_config,
             episodes=config.episodes,
             life_rounds=config.life_rounds,
-            noise=config.noise,
         )
         torch.manual_seed(purpose_seed(config.seed, "critic"))
         self._critic = Critic(self._rows.seen_dim, config.critic_hidden).to(device)
@@ -369,7 +373,8 @@ class _Run:
 
     def _act(self, number: int) -> tuple[Experience, dict[str, np.ndarray]]:
         """A round of the agent's own experience, and where it ends."""
-        return self._rows.act(self._model, self._lives, np.random.default_rng([self._config.seed, 0, number]))
+        rng = np.random.default_rng([self._config.seed, 0, number])
+        return self._rows.act(self._model, self._lives, noise_of_round(self._config, number), rng)
 
     def _teach_critic(self, number: int, seen: Tensor, returns: Tensor, rng: np.random.Generator) -> float:
         """Fit the critic to a round; the mean loss of the last pass."""
@@ -393,12 +398,13 @@ class _Run:
         config = self._config
         rate = learning_rate(config, number)
         self._adam.param_groups[0]["lr"] = rate
-        scaled = (gained - gained.mean()) / (gained.std() + 1e-8)
+        scaled = (gained - gained.mean(1, keepdims=True)) / (gained.std(1, keepdims=True) + 1e-8)  # each task's own
         tokens, actions, means, gains = (
             torch.from_numpy(x).to(self._device, torch.float32)
             for x in (experience.tokens, experience.actions, experience.means, scaled)
         )
-        log_prob = self._log_prob(actions, means)
+        noise = noise_of_round(config, number)
+        log_prob = _log_prob(actions, means, noise)
         self._model.train()
         told: list[tuple[float, float, float]] = []
         taken = 0
@@ -406,7 +412,7 @@ class _Run:
             for batch in np.array_split(rng.permutation(len(tokens)), max(1, len(tokens) // config.batch_size)):
                 memory = {name: part[batch] for name, part in experience.memory.items()}
                 mean = self._model(tokens[batch], remembered(self._model, memory))[0].mean
-                difference = self._log_prob(actions[batch], mean) - log_prob[batch]
+                difference = _log_prob(actions[batch], mean, noise) - log_prob[batch]
                 ratio = difference.exp()
                 clipped = ratio.clamp(1 - config.clip_range, 1 + config.clip_range)
                 loss = -torch.min(ratio * gains[batch], clipped * gains[batch]).mean()
@@ -428,12 +434,9 @@ class _Run:
             "largest_kl": max(divergences),
             "gradient_norm": float(np.mean(norms)),
             "learning_rate": rate,
+            "noise": noise,
             "gradient_steps": float(taken),
         }
-
-    def _log_prob(self, actions: Tensor, means: Tensor) -> Tensor:
-        """Log-density ``[n, L]`` of actions ``[n, L, A]``, but for a constant."""
-        return -0.5 * ((actions - means) / self._config.noise).square().sum(-1)
 
     # Keeping
 
@@ -487,3 +490,14 @@ def learning_rate(config: ReinforcementConfig, number: int) -> float:
     return config.learning_rate * (
         (own + 1) / (warmup + 1) if own < warmup else 1 - (own - warmup) / max(1, rounds - warmup)
     )
+
+
+def noise_of_round(config: ReinforcementConfig, number: int) -> float:
+    """The deviation of the actions in a round, from 0."""
+    last = config.noise if config.final_noise is None else config.final_noise
+    return float(config.noise * (last / config.noise) ** (number / max(1, config.rounds - 1)))
+
+
+def _log_prob(actions: Tensor, means: Tensor, noise: float) -> Tensor:
+    """Log-density ``[n, L]`` of actions ``[n, L, A]``, but for a constant."""
+    return -0.5 * ((actions - means) / noise).square().sum(-1)

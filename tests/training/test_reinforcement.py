@@ -162,6 +162,31 @@ def test_actions_are_tried_around_the_agents_and_executed_within_bounds(run: Any
     np.testing.assert_allclose(executed, experience.actions[:, :-1].clip(-1, 1), atol=1e-6)
 
 
+def test_noise_falls_geometrically_to_its_last(start: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, rounds=3, noise=0.4, final_noise=0.1)
+    assert [reinforcement.noise_of_round(config, number) for number in range(3)] == pytest.approx([0.4, 0.2, 0.1])
+    constant = dataclasses.replace(config, final_noise=None)
+    assert [reinforcement.noise_of_round(constant, number) for number in range(3)] == pytest.approx([0.4] * 3)
+    experience, _ = a_run(config, start, tmp_path / "run")._act(2)
+    assert (experience.actions - experience.means).std() == pytest.approx(0.1, rel=0.2)
+
+
+def test_tasks_of_large_rewards_teach_no_more_than_others(start: Path, tmp_path: Path) -> None:
+    """And what the critic has wrong of a whole task teaches nothing."""
+    rng = np.random.default_rng(0)
+    gained, scale, shift = rng.normal(size=(4, 50)), rng.uniform(0.1, 10, (4, 1)), rng.normal(size=(4, 1))
+    weights = []
+    for name, told in (("as it is", gained), ("in other units", gained * scale + shift)):
+        run = a_run(TINY, start, tmp_path / name)
+        experience, _ = run._act(0)
+        run._improve(2, experience, told, np.random.default_rng(1))
+        weights.append({key: value.detach().clone() for key, value in run._model.state_dict().items()})
+    before = load_file(start / "model.safetensors")
+    assert max(float((weights[0][key] - before[key]).abs().max()) for key in before) > 1e-4
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, atol=1e-5, rtol=1e-4)
+
+
 def test_the_critic_sees_observation_task_and_time_after_the_last_step_as_well(run: Any) -> None:
     experience, _ = run._act(0)
     assert experience.seen.shape == (4, 51, 8 + 2 + 1)
@@ -385,6 +410,7 @@ def test_damaged_lives_are_an_error(mamba: Path, tmp_path: Path, monkeypatch: py
     [
         ({"rounds": 0}, "rounds: expected at least 1"),
         ({"noise": 0.0}, "noise: expected a finite number above 0"),
+        ({"final_noise": 0.0}, "final_noise: expected a finite number above 0, or None"),
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"gamma": 1.5}, "gamma: expected 0 to 1"),
         ({"critic_rounds": 4}, "critic_rounds: expected at least 0 and fewer than the 4 rounds"),
