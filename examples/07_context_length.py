@@ -2,8 +2,8 @@
 
 A transformer sees no further back than its context; a Mamba is trained on sequences of that length and forgets
 gradually. All get the same number of updates and, unless one sequence has more, of tokens an update, from one teacher.
-The returns go into --out as JSON and as a figure. Some hours on two cores with the defaults; the same command goes on
-where it was interrupted. --updates 20 --steps-per-task 5000 shows the way.
+The returns go into --out as JSON and as a figure, beside those of earlier calls. Some hours on two cores with the
+defaults; the same command goes on where it was interrupted. --updates 20 --steps-per-task 5000 shows the way.
 """
 
 import argparse
@@ -39,7 +39,9 @@ teacher = arguments.data or out / "teacher"
 if arguments.data is None:
     run_collection(env_id, teacher, source="task-informed", steps_per_task=arguments.steps_per_task, seed=seed)
 
-found: dict[str, dict[int, list[float]]] = {}
+record = out / "context.json"
+earlier = json.loads(record.read_text(encoding="utf-8"))["returns"] if record.is_file() else {}
+found = {backbone: {int(context): curve for context, curve in curves.items()} for backbone, curves in earlier.items()}
 for backbone in arguments.backbones:
     for episodes in arguments.contexts:
         folder = out / f"{backbone}-{episodes}"
@@ -58,19 +60,20 @@ for backbone in arguments.backbones:
 
 figure = Figure(figsize=(11, 4), layout="constrained")
 by_context, by_episode = figure.subplots(1, 2)
+contexts = sorted({context for curves in found.values() for context in curves})
 for backbone, curves in found.items():
+    curves = dict(sorted(curves.items()))
     lasts = [sum(curve[-LAST_EPISODES:]) / len(curve[-LAST_EPISODES:]) for curve in curves.values()]
-    by_context.plot(range(len(lasts)), lasts, "o-", label=backbone)
+    by_context.plot([contexts.index(context) for context in curves], lasts, "o-", label=backbone)
     for episodes, curve in curves.items():
         style = "-" if backbone == "mamba" else "--"
         by_episode.plot(range(1, len(curve) + 1), curve, style, label=f"{backbone}, context {episodes}")
-by_context.set_xticks(range(len(arguments.contexts)), arguments.contexts)
+by_context.set_xticks(range(len(contexts)), contexts)
 by_context.set(xlabel="context in episodes", ylabel=f"return, last {LAST_EPISODES} episodes")
 by_context.legend()
 by_episode.set(xlabel="episode of an unseen task", ylabel="return")
 by_episode.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 figure.suptitle(f"{arguments.env}: {len(task_split(env_id).val)} val tasks, {arguments.updates} updates, seed {seed}")
 figure.savefig(out / "context.png", dpi=150)
-record = {"command": vars(arguments), "returns": found}
-(out / "context.json").write_text(json.dumps(record, default=str), encoding="utf-8")
+record.write_text(json.dumps({"command": vars(arguments), "returns": found}, default=str), encoding="utf-8")
 print(f"picture: {out / 'context.png'}")

@@ -48,7 +48,7 @@ _DISTILLATION: dict[tuple[str, str], DistillationConfig] = {
         name="", env_id=_PUSHER_GOAL, keep_every=25, episodes=40, updates=600, batch_size=8, learning_rate=1.5e-3
     ),
     (_HALF_CHEETAH_VEL, "laptop"): DistillationConfig(
-        name="", env_id=_HALF_CHEETAH_VEL, keep_every=10, episodes=40, updates=600, batch_size=4, learning_rate=1.5e-3
+        name="", env_id=_HALF_CHEETAH_VEL, keep_every=20, episodes=40, updates=600, batch_size=4, learning_rate=1.5e-3
     ),
     (_ANT_DIR, "laptop"): DistillationConfig(
         name="", env_id=_ANT_DIR, keep_every=10, episodes=40, updates=600, batch_size=4, learning_rate=1.5e-3

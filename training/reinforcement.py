@@ -29,6 +29,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import icrl_agents.envs  # noqa: F401  registers the environments
 from icrl_agents.atomic import write_atomically
@@ -83,6 +84,8 @@ class ReinforcementConfig:
         noise: standard deviation of the actions around the agent's, in their units, in the first round.
         final_noise: in the last one; it goes there geometrically. None keeps ``noise``. An agent of a body with
             friction learns to lean on noise that stays, and gets stuck when it acts without.
+        average_rounds: what is validated and kept is an exponential average of the agent's weights over about so many
+            rounds; 1 is the last round's alone.
         gamma: discount.
         gae_lambda: of generalised advantage estimation.
         critic_hidden: widths of the critic's hidden layers.
@@ -112,6 +115,7 @@ class ReinforcementConfig:
     target_kl: float = 0.03
     noise: float = 0.1
     final_noise: float | None = None
+    average_rounds: int = 1
     gamma: float = 0.98
     gae_lambda: float = 0.95
     critic_hidden: tuple[int, ...] = (256, 256)
@@ -124,7 +128,7 @@ class ReinforcementConfig:
 
     def __post_init__(self) -> None:
         whole = ("rounds", "episodes", "life_rounds", "epochs", "batch_size", "critic_epochs", "critic_batch_size")
-        for name in (*whole, "val_episodes", "validate_every"):
+        for name in (*whole, "average_rounds", "val_episodes", "validate_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("learning_rate", "critic_learning_rate", "clip_norm", "clip_range", "target_kl", "noise"):
@@ -297,14 +301,16 @@ class _Run:
         torch.manual_seed(purpose_seed(config.seed, "critic"))
         self._critic = Critic(self._rows.seen_dim, config.critic_hidden).to(device)
         self._model.to(device)
-        self._both = nn.ModuleDict({"agent": self._model, "critic": self._critic})
+        average = get_ema_multi_avg_fn(1 - 1 / config.average_rounds)
+        self._average = AveragedModel(self._model, multi_avg_fn=average)
+        self._networks = nn.ModuleDict({"agent": self._model, "critic": self._critic, "average": self._average})
         betas = (config.betas[0], config.betas[1])
         self._adam = torch.optim.Adam(self._model.parameters(), lr=config.learning_rate, betas=betas)
         self._critic_adam = torch.optim.Adam(self._critic.parameters(), lr=config.critic_learning_rate)
         self._optimizers = Optimizers(self._adam, self._critic_adam)
         self._lives: dict[str, np.ndarray] = {}
         self.state = RunState(update=0, sampler="")
-        saved = load_run(directory, self._both, self._optimizers)
+        saved = load_run(directory, self._networks, self._optimizers)
         if saved is not None:
             self.state = saved
             if saved.update < config.rounds:
@@ -360,6 +366,7 @@ class _Run:
         }
         if number >= config.critic_rounds:
             metrics |= self._improve(number, experience, gained, rng)
+            self._average.update_parameters(self._model)
         if not all(map(math.isfinite, metrics.values())):
             raise self._diverged(number, f"{metrics}")
         speed = experience.rewards.size / (time.perf_counter() - began)
@@ -442,7 +449,8 @@ class _Run:
 
     def _select(self, log: RunLog) -> None:
         """Validate, and keep the checkpoint if none before was better."""
-        model = copy.deepcopy(self._model).eval()  # what it caches while it acts must not meet the next update
+        model = copy.deepcopy(self._average.module).eval()  # what it caches while it acts must not meet the next update
+        assert isinstance(model, InContextModel)
         found = Validation(None, mean_returns(self._rollout, model, self._agent_config))
         log.validation(self.state.update, found)
         if self.state.best_score is None or found.score >= self.state.best_score:
@@ -459,7 +467,7 @@ class _Run:
                 **circumstances(self._model, self._device),
             }
             with writing(self._directory):
-                save_checkpoint(self._directory, self._model, self._agent_config, training=training)
+                save_checkpoint(self._directory, model, self._agent_config, training=training)
 
     def _save(self) -> None:
         """Lives first: no kill leaves a state whose lives are not there."""
@@ -467,7 +475,7 @@ class _Run:
         with writing(self._directory):
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, lambda part: save_file(self._lives, part))
-        save_run(self._directory, self.state, self._both, self._optimizers)
+        save_run(self._directory, self.state, self._networks, self._optimizers)
         self._lives_file(self.state.update - 1).unlink(missing_ok=True)
 
     def _load_lives(self) -> dict[str, np.ndarray]:

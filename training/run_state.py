@@ -79,7 +79,7 @@ def save_run(directory: Path, state: RunState, model: nn.Module, optimizer: Opti
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     moments = optimizer.state
     for name, parameter in model.named_parameters():
-        for key, value in moments[parameter].items():
+        for key, value in moments.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = value
     metadata = {"run": json.dumps(to_dict(state))}
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}

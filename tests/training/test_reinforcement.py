@@ -171,6 +171,21 @@ def test_noise_falls_geometrically_to_its_last(start: Path, tmp_path: Path) -> N
     assert (experience.actions - experience.means).std() == pytest.approx(0.1, rel=0.2)
 
 
+def test_what_is_kept_is_an_average_over_rounds(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reinforcement, "mean_returns", lambda *_: (0.0,))  # the last is kept
+    config = dataclasses.replace(TINY, average_rounds=2, target_kl=1e3)
+    quietly(start, tmp_path / "kept", config)
+    run, states = a_run(config, start, tmp_path / "run"), []
+    for number in range(4):
+        run._round(number)
+        states.append({name: value.clone() for name, value in run._model.state_dict().items()})
+    # From the first round only the critic learned.
+    for name, value in load_file(tmp_path / "kept/model.safetensors").items():
+        expected = ((states[1][name] + states[2][name]) / 2 + states[3][name]) / 2
+        torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-5)
+    assert any(not torch.equal(states[3][name], states[2][name]) for name in states[3])
+
+
 def test_tasks_of_large_rewards_teach_no_more_than_others(start: Path, tmp_path: Path) -> None:
     """And what the critic has wrong of a whole task teaches nothing."""
     rng = np.random.default_rng(0)
@@ -279,7 +294,7 @@ def test_a_run_of_it(start: Path, tmp_path: Path) -> None:
     assert agent.config.name == "tuned"
     assert agent.config.model == load_checkpoint(start)[1].model
     training = json.loads((tmp_path / "run/training.json").read_text())
-    assert training["recipe"] == "reinforcement fine-tuning"
+    assert training["recipe"] == ("reinforcement fine-tuning" if result.best_round else "")
     assert (training["update"], training["start"]["name"]) == (result.best_round, load_checkpoint(start)[1].name)
     assert not list((tmp_path / "run/rounds").iterdir())
     assert quietly(start, tmp_path / "run") == result

@@ -32,9 +32,9 @@ _COLLECTIONS: Mapping[tuple[str, str], CollectionConfig] = {
     ),
     **{
         (env_id, "laptop"): CollectionConfig(
-            env_id, steps_per_task=200_000, ppo=PPOConfig(n_steps=200, n_minibatches=8, gamma=0.99, log_std_init=-0.5)
+            env_id, steps_per_task=steps, ppo=PPOConfig(n_steps=200, n_minibatches=8, gamma=0.99, log_std_init=-0.5)
         )
-        for env_id in ("icrl/HalfCheetahVel-v0", "icrl/AntDir-v0")
+        for env_id, steps in (("icrl/HalfCheetahVel-v0", 800_000), ("icrl/AntDir-v0", 200_000))
     },
     **{
         (env_id, "paper"): CollectionConfig(env_id, steps_per_task=steps, ppo=PAPER_PPO)
