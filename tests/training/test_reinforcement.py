@@ -482,7 +482,7 @@ def test_weights_that_diverge_are_an_error(mamba: Path, tmp_path: Path, rate: fl
 
 
 def test_divergence_is_an_error(mamba: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reinforcement._Run, "_log_prob", lambda self, actions, means: means.sum(-1) * torch.nan)
+    monkeypatch.setattr(reinforcement, "_log_prob", lambda actions, means, noise: means.sum(-1) * torch.nan)
     with pytest.raises(ConfigError, match="diverged in round 2"):
         quietly(mamba, tmp_path / "run")
 
