@@ -52,7 +52,8 @@ def table_row(name: str, result: EvalResult, parameters: int | None = None) -> s
     return "| " + " | ".join([f"`{name}`", *count, *returns, *ratios, f"{s['final_normalized']['iqm']:.2f}"]) + " |"
 
 
-found = [EvalResult.load(path) for path in sorted(arguments.checkpoints.glob("*/evaluation.json"))]
+found = [EvalResult.load(path) for path in arguments.checkpoints.glob("*/evaluation.json")]
+found.sort(key=lambda result: (result.env_id, "-ad" in result.agent, result.agent))  # a backbone has one colour
 arguments.out.mkdir(parents=True, exist_ok=True)
 print("picture:", plot_environments(found, arguments.out / "environments.png"))
 for env_id in dict.fromkeys(result.env_id for result in found):
