@@ -15,7 +15,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--agent", default="pusher-goal-mamba", help="name, directory or Hub id")
 parser.add_argument("--out", type=Path, default=Path("runs/fine-tuned"))
 parser.add_argument("--rounds", type=int, help="default: the preset's")
-parser.add_argument("--noise", type=float, help="of the actions that it tries; default: the preset's")
+parser.add_argument("--noise", type=float, help="of the actions that it tries at first; default: the preset's")
 parser.add_argument("--episodes", type=int, default=40, help="of the comparison")
 parser.add_argument("--seed", type=int, default=0)
 arguments = parser.parse_args()

@@ -183,8 +183,8 @@ class Finetune:
     """Its peak, after a rise and before a fall to 0; default: the preset's."""
     noise: float | None = None
     """Deviation of the actions it tries around its own in the first round, in their units; default: the preset's."""
-    final_noise: float | None = None
-    """And in the last; default: the preset's."""
+    noise_decay: float | None = None
+    """What is left of it in the last, 1 keeps it; default: the preset's."""
     seed: int = 0
     """Of everything."""
 
@@ -204,7 +204,7 @@ class Finetune:
             subset=self.subset,
             learning_rate=self.learning_rate,
             noise=self.noise,
-            final_noise=self.final_noise,
+            noise_decay=self.noise_decay,
             seed=self.seed,
         )
         console.print(f"checkpoint: {out}, of round {result.best_round}", soft_wrap=True)

@@ -502,14 +502,14 @@ def test_finetune(
     checkpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(reinforcement, "mean_returns", lambda *_: (0.0,))  # so the last round is kept
-    options = "--rounds 3 --learning-rate 0.01 --noise 0.2 --final-noise 0.1 --seed 1"
+    options = "--rounds 3 --learning-rate 0.01 --noise 0.2 --noise-decay 0.5 --seed 1"
     arguments = ["finetune", checkpoint, *options.split()]
     main(arguments)
     out = tmp_path / "runs" / f"{Path(checkpoint).name}-finetuned"
     assert f"checkpoint: runs/{out.name}, of round" in capsys.readouterr().out
     training = json.loads((out / "training.json").read_text())
     assert training["recipe"] == "reinforcement fine-tuning"
-    asked = {"rounds": 3, "learning_rate": 0.01, "noise": 0.2, "final_noise": 0.1, "seed": 1}
+    asked = {"rounds": 3, "learning_rate": 0.01, "noise": 0.2, "noise_decay": 0.5, "seed": 1}
     asked |= {"name": out.name, "subset": "sampled:2"}
     assert {name: training["config"][name] for name in asked} == asked
     assert InContextAgent.from_pretrained(out).config.name == out.name

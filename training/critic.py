@@ -5,10 +5,14 @@ N rows, L steps, C entries that the critic sees
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+AdvantagesBy = Literal["task", "round"]
+"""What advantages are centred and scaled by."""
 
 
 class Critic(nn.Module):
@@ -75,3 +79,18 @@ def advantages(
         running = deltas[:, t] + gamma * gae_lambda * running * goes_on[:, t]
         found[:, t] = running
     return found
+
+
+def standardised(gained: np.ndarray, by: AdvantagesBy) -> np.ndarray:
+    """Advantages ``[N, L]`` in units of their deviation, around their mean.
+
+    Args:
+        gained: advantages ``[N, L]``, one row a task.
+        by: mean and deviation of each row, so that no task teaches more than another by its scale of rewards, nor by
+            what the critic has wrong of all of it; or those of all rows together. A row that deviates less than a tenth
+            of all together has nothing to teach, and is not blown up beyond that.
+    """
+    if by == "round":
+        return (gained - gained.mean()) / (gained.std() + 1e-8)
+    centred = gained.astype(np.float64) - gained.mean(1, keepdims=True, dtype=np.float64)
+    return centred / (np.maximum(centred.std(1, keepdims=True), 0.1 * centred.std()) + 1e-8)

@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import mujoco
 import numpy as np
@@ -40,7 +40,7 @@ from icrl_agents.hub import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint, load_tra
 from icrl_agents.model import InContextModel
 from icrl_agents.training.circumstances import circumstances
 from icrl_agents.training.collection import make_rows, tasks_of_subset
-from icrl_agents.training.critic import Critic, advantages
+from icrl_agents.training.critic import AdvantagesBy, Critic, advantages, standardised
 from icrl_agents.training.experience import Experience, Rows
 from icrl_agents.training.interrupts import interrupts
 from icrl_agents.training.lives import remembered
@@ -82,12 +82,13 @@ class ReinforcementConfig:
         target_kl: a round's learning ends where a batch's divergence from the policy that acted is more than 1.5 times
             this.
         noise: standard deviation of the actions around the agent's, in their units, in the first round.
-        final_noise: in the last one; it goes there geometrically. None keeps ``noise``. An agent of a body with
-            friction learns to lean on noise that stays, and gets stuck when it acts without.
+        noise_decay: what is left of it in the last round, which it falls to geometrically; 1 keeps it. An agent may
+            come to rely on noise that stays, and get stuck when it acts without.
         average_rounds: what is validated and kept is an exponential average of the agent's weights over about so many
             rounds; 1 is the last round's alone.
         gamma: discount.
         gae_lambda: of generalised advantage estimation.
+        advantages_by: ``"task"`` or ``"round"``, of which they are centred and scaled.
         critic_hidden: widths of the critic's hidden layers.
         critic_learning_rate: of Adam.
         critic_epochs: passes of the critic over a round; three times as many over the first ``critic_rounds``.
@@ -114,10 +115,11 @@ class ReinforcementConfig:
     clip_range: float = 0.2
     target_kl: float = 0.03
     noise: float = 0.1
-    final_noise: float | None = None
+    noise_decay: float = 1.0
     average_rounds: int = 1
     gamma: float = 0.98
     gae_lambda: float = 0.95
+    advantages_by: AdvantagesBy = "task"
     critic_hidden: tuple[int, ...] = (256, 256)
     critic_learning_rate: float = 1e-3
     critic_epochs: int = 3
@@ -134,8 +136,10 @@ class ReinforcementConfig:
         for name in ("learning_rate", "critic_learning_rate", "clip_norm", "clip_range", "target_kl", "noise"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: expected a finite number above 0, got {getattr(self, name)}")
-        if self.final_noise is not None and not 0 < self.final_noise < math.inf:
-            raise ConfigError(f"final_noise: expected a finite number above 0, or None, got {self.final_noise}")
+        if not 0 < self.noise_decay <= 1:
+            raise ConfigError(f"noise_decay: expected a number above 0 and at most 1, got {self.noise_decay}")
+        if self.advantages_by not in get_args(AdvantagesBy):
+            raise ConfigError(f"advantages_by: expected one of {get_args(AdvantagesBy)}, got {self.advantages_by!r}")
         for name in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: expected 0 to 1, got {getattr(self, name)}")
@@ -405,7 +409,7 @@ class _Run:
         config = self._config
         rate = learning_rate(config, number)
         self._adam.param_groups[0]["lr"] = rate
-        scaled = (gained - gained.mean(1, keepdims=True)) / (gained.std(1, keepdims=True) + 1e-8)  # each task's own
+        scaled = standardised(gained, config.advantages_by)
         tokens, actions, means, gains = (
             torch.from_numpy(x).to(self._device, torch.float32)
             for x in (experience.tokens, experience.actions, experience.means, scaled)
@@ -502,8 +506,7 @@ def learning_rate(config: ReinforcementConfig, number: int) -> float:
 
 def noise_of_round(config: ReinforcementConfig, number: int) -> float:
     """The deviation of the actions in a round, from 0."""
-    last = config.noise if config.final_noise is None else config.final_noise
-    return float(config.noise * (last / config.noise) ** (number / max(1, config.rounds - 1)))
+    return float(config.noise * config.noise_decay ** (number / max(1, config.rounds - 1)))
 
 
 def _log_prob(actions: Tensor, means: Tensor, noise: float) -> Tensor:

@@ -20,7 +20,7 @@ from icrl_agents.envs import task_split
 from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.hub import load_checkpoint, save_checkpoint
 from icrl_agents.training import reinforcement
-from icrl_agents.training.critic import Critic, advantages
+from icrl_agents.training.critic import Critic, advantages, standardised
 from icrl_agents.training.lives import remembered
 from icrl_agents.training.reinforcement import ReinforcementConfig, ReinforcementResult, finetune
 
@@ -114,6 +114,31 @@ def test_without_values_an_advantage_is_the_discounted_return_of_its_episode() -
     np.testing.assert_allclose(found, [[2.0, 2.0, 8.0, 8.0]])
 
 
+@given(
+    arrays(np.float32, (3, 20), elements=numbers).filter(lambda gained: bool((gained.std(1) > 2).all())),
+    arrays(np.float64, (3, 1), elements=st.floats(0.5, 2)),
+    arrays(np.float64, (3, 1), elements=st.floats(-5, 5)),
+)
+def test_no_task_teaches_more_by_its_units(gained: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> None:
+    """Nor does it teach what the critic has wrong of all of it."""
+    found = standardised(gained, "task")
+    np.testing.assert_allclose(found.mean(1), 0, atol=1e-9)
+    np.testing.assert_allclose(found.std(1), 1, rtol=1e-6)
+    np.testing.assert_allclose(standardised(gained * scale + shift, "task"), found, atol=1e-4)
+
+
+def test_a_task_without_a_difference_teaches_nothing() -> None:
+    gained = np.stack([np.full(500, -12.34), np.random.default_rng(0).normal(size=500)]).astype(np.float32)
+    assert np.abs(standardised(gained, "task")[0]).max() < 1e-5
+    gained[0] += 0.01 * gained[1]  # hardly any
+    assert standardised(gained, "task")[0].std() < 0.2
+
+
+def test_advantages_of_a_round_are_scaled_together() -> None:
+    gained = np.array([[0.0, 2.0], [4.0, 6.0]])
+    np.testing.assert_allclose(standardised(gained, "round"), (gained - 3) / np.sqrt(5), rtol=1e-6)
+
+
 def test_a_critic_works_in_units_of_reward() -> None:
     """Its outputs are scaled by the returns of the first round, and its loss is measured in their deviation."""
     torch.manual_seed(0)
@@ -163,9 +188,9 @@ def test_actions_are_tried_around_the_agents_and_executed_within_bounds(run: Any
 
 
 def test_noise_falls_geometrically_to_its_last(start: Path, tmp_path: Path) -> None:
-    config = dataclasses.replace(TINY, rounds=3, noise=0.4, final_noise=0.1)
+    config = dataclasses.replace(TINY, rounds=3, noise=0.4, noise_decay=0.25)
     assert [reinforcement.noise_of_round(config, number) for number in range(3)] == pytest.approx([0.4, 0.2, 0.1])
-    constant = dataclasses.replace(config, final_noise=None)
+    constant = dataclasses.replace(config, noise_decay=1.0)
     assert [reinforcement.noise_of_round(constant, number) for number in range(3)] == pytest.approx([0.4] * 3)
     experience, _ = a_run(config, start, tmp_path / "run")._act(2)
     assert (experience.actions - experience.means).std() == pytest.approx(0.1, rel=0.2)
@@ -184,22 +209,6 @@ def test_what_is_kept_is_an_average_over_rounds(start: Path, tmp_path: Path, mon
         expected = ((states[1][name] + states[2][name]) / 2 + states[3][name]) / 2
         torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-5)
     assert any(not torch.equal(states[3][name], states[2][name]) for name in states[3])
-
-
-def test_tasks_of_large_rewards_teach_no_more_than_others(start: Path, tmp_path: Path) -> None:
-    """And what the critic has wrong of a whole task teaches nothing."""
-    rng = np.random.default_rng(0)
-    gained, scale, shift = rng.normal(size=(4, 50)), rng.uniform(0.1, 10, (4, 1)), rng.normal(size=(4, 1))
-    weights = []
-    for name, told in (("as it is", gained), ("in other units", gained * scale + shift)):
-        run = a_run(TINY, start, tmp_path / name)
-        experience, _ = run._act(0)
-        run._improve(2, experience, told, np.random.default_rng(1))
-        weights.append({key: value.detach().clone() for key, value in run._model.state_dict().items()})
-    before = load_file(start / "model.safetensors")
-    assert max(float((weights[0][key] - before[key]).abs().max()) for key in before) > 1e-4
-    for key, value in weights[0].items():
-        torch.testing.assert_close(weights[1][key], value, atol=1e-5, rtol=1e-4)
 
 
 def test_the_critic_sees_observation_task_and_time_after_the_last_step_as_well(run: Any) -> None:
@@ -282,19 +291,20 @@ def test_it_acts_in_the_variant_that_the_agent_is_for(mamba: Path, tmp_path: Pat
 # ------------------------------------------------------------------ a run
 
 
-def test_a_run_of_it(start: Path, tmp_path: Path) -> None:
+def test_a_run_of_it(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([1.0, 3.0, 2.0])
+    monkeypatch.setattr(reinforcement, "mean_returns", lambda *_: (next(scores),))
     result = quietly(start, tmp_path / "run")
+    assert (result.best_round, result.best_score) == (2, 3.0)
     rows = metrics(tmp_path / "run")
     assert [row["update"] for row in rows if "return" in row] == [1, 2, 3, 4]
     assert [row["update"] for row in rows if "val_score" in row] == [0, 2, 4]
     assert ["largest_kl" in row for row in rows if "return" in row] == [False, True, True, True]
-    scores = {row["update"]: row["val_score"] for row in rows if "val_score" in row}
-    assert result.best_score == scores[result.best_round] == max(scores.values())
     agent = InContextAgent.from_pretrained(tmp_path / "run")
     assert agent.config.name == "tuned"
     assert agent.config.model == load_checkpoint(start)[1].model
     training = json.loads((tmp_path / "run/training.json").read_text())
-    assert training["recipe"] == ("reinforcement fine-tuning" if result.best_round else "")
+    assert training["recipe"] == "reinforcement fine-tuning"
     assert (training["update"], training["start"]["name"]) == (result.best_round, load_checkpoint(start)[1].name)
     assert not list((tmp_path / "run/rounds").iterdir())
     assert quietly(start, tmp_path / "run") == result
@@ -343,12 +353,13 @@ def test_the_learning_rate_rises_and_falls() -> None:
 def test_a_killed_run_ends_as_if_it_had_not_been_killed(
     start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, calls: int
 ) -> None:
-    quietly(start, tmp_path / "whole")
+    config = dataclasses.replace(TINY, noise_decay=0.3, average_rounds=3)
+    quietly(start, tmp_path / "whole", config)
     with monkeypatch.context() as patch:
         cut_off(patch, at, calls)
         with pytest.raises(MemoryError):
-            quietly(start, tmp_path / "killed")
-    quietly(start, tmp_path / "killed")
+            quietly(start, tmp_path / "killed", config)
+    quietly(start, tmp_path / "killed", config)
     for file in ("model.safetensors", "training_state.safetensors"):
         assert_same_weights(tmp_path / "whole", tmp_path / "killed", file)
     whole, killed = (
@@ -425,7 +436,9 @@ def test_damaged_lives_are_an_error(mamba: Path, tmp_path: Path, monkeypatch: py
     [
         ({"rounds": 0}, "rounds: expected at least 1"),
         ({"noise": 0.0}, "noise: expected a finite number above 0"),
-        ({"final_noise": 0.0}, "final_noise: expected a finite number above 0, or None"),
+        ({"noise_decay": 0.0}, "noise_decay: expected a number above 0 and at most 1, got 0.0"),
+        ({"noise_decay": 1.5}, "noise_decay: expected a number above 0 and at most 1, got 1.5"),
+        ({"advantages_by": "life"}, r"advantages_by: expected one of \('task', 'round'\), got 'life'"),
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"gamma": 1.5}, "gamma: expected 0 to 1"),
         ({"critic_rounds": 4}, "critic_rounds: expected at least 0 and fewer than the 4 rounds"),
