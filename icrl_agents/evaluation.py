@@ -332,10 +332,42 @@ def paired_difference(ours: EvalResult, theirs: EvalResult) -> dict[str, float]:
     Raises:
         InputError: they were not evaluated on the same tasks.
     """
-    if ours.tasks != theirs.tasks:
-        raise InputError(f"{ours.agent} and {theirs.agent} were evaluated on different tasks")
-    final = [np.asarray(r.normalized)[:, -LAST_EPISODES:].mean(1) for r in (ours, theirs)]
-    return interval(final[0] - final[1])
+    first, second = _finals([ours, theirs])
+    return interval(first - second)
+
+
+def difference_over_seeds(ours: Sequence[EvalResult], theirs: Sequence[EvalResult]) -> dict[str, float]:
+    """Final normalized return of one recipe minus another's, each trained with several seeds.
+
+    Returns:
+        ``mean``, and the 95 % bootstrap interval ``low, high``, in which tasks are resampled for both together and
+        training seeds for each alone: it is of other seeds and other tasks. Of few seeds, as all bootstraps, too small.
+
+    Raises:
+        InputError: they were not evaluated on the same tasks, or one side is empty.
+    """
+    if not ours or not theirs:
+        raise InputError(f"expected results of at least one seed of each, got {len(ours)} and {len(theirs)}")
+    finals = _finals([*ours, *theirs])  # [seeds of both, N]
+    sides, tasks = (finals[: len(ours)], finals[len(ours) :]), finals.shape[1]
+    rng = np.random.default_rng(0)
+
+    def resampled() -> float:
+        some = rng.integers(tasks, size=tasks)
+        mine, other = (side[rng.integers(len(side), size=len(side))][:, some].mean() for side in sides)
+        return float(mine - other)
+
+    low, high = np.quantile([resampled() for _ in range(2_000)], [0.025, 0.975])
+    return {"mean": float(sides[0].mean() - sides[1].mean()), "low": float(low), "high": float(high)}
+
+
+def _finals(results: Sequence[EvalResult]) -> np.ndarray:
+    """Normalized return of the last episodes ``[len(results), N]``."""
+    first = results[0]
+    for result in results:
+        if result.tasks != first.tasks:
+            raise InputError(f"{first.agent} and {result.agent} were evaluated on different tasks")
+    return np.stack([np.asarray(result.normalized)[:, -LAST_EPISODES:].mean(1) for result in results])
 
 
 def _controls(

@@ -21,7 +21,15 @@ from icrl_agents.envs import anchors as anchor_files
 from icrl_agents.envs.anchors import ANCHOR_NAMES, anchor_file_name
 from icrl_agents.envs.reacher_goal import ReacherGoalDefinition
 from icrl_agents.errors import ConfigError, InputError, TaskError, UnknownNameError
-from icrl_agents.evaluation import EvalResult, evaluate, interval, paired_difference, rollout, summarize
+from icrl_agents.evaluation import (
+    EvalResult,
+    difference_over_seeds,
+    evaluate,
+    interval,
+    paired_difference,
+    rollout,
+    summarize,
+)
 
 ENV_ID = "icrl/ReacherGoal-v0"
 VAL = task_split(ENV_ID).val
@@ -410,6 +418,35 @@ def test_agents_on_different_tasks_are_not_compared(result: EvalResult) -> None:
     other = replace(result, agent="other", tasks=result.tasks[::-1])
     with pytest.raises(InputError, match=r"tiny-mamba and other .* different tasks"):
         paired_difference(result, other)
+    with pytest.raises(InputError, match=r"tiny-mamba and other .* different tasks"):
+        difference_over_seeds([result, result], [result, other])
+    with pytest.raises(InputError, match="at least one seed of each, got 1 and 0"):
+        difference_over_seeds([result], [])
+
+
+def test_a_difference_over_seeds_is_paired_by_task_and_not_by_seed(result: EvalResult) -> None:
+    easy_and_hard = np.array([0.9, 0.5, 0.1])
+    ours = [with_final(result, "ours", easy_and_hard + gain) for gain in (0.2, 0.2)]
+    theirs = [with_final(result, "theirs", easy_and_hard)]
+    assert difference_over_seeds(ours, theirs) == pytest.approx({"mean": 0.2, "low": 0.2, "high": 0.2})
+    ours = [with_final(result, "ours", easy_and_hard + gain) for gain in (0.0, 0.4)]
+    # both draws of two seeds are the first in a quarter of the resamples, and the second in another
+    assert difference_over_seeds(ours, theirs) == pytest.approx({"mean": 0.2, "low": 0.0, "high": 0.4})
+
+
+def test_an_interval_over_seeds_is_of_other_seeds(result: EvalResult) -> None:
+    """Two recipes are equally good and seeds differ: zero is within, where it is not if tasks alone are resampled."""
+    rng, held, held_by_tasks = np.random.default_rng(0), [], []
+    for _ in range(20):
+        finals = rng.normal(scale=0.1, size=(20, 1)) + rng.normal(scale=0.01, size=(20, 3))  # [seeds of both, tasks]
+        runs = [with_final(result, "run", final) for final in finals]
+        over_seeds = difference_over_seeds(runs[:10], runs[10:])
+        held.append(over_seeds["low"] <= 0 <= over_seeds["high"])
+        means = [with_final(result, "mean", half.mean(0)) for half in (finals[:10], finals[10:])]
+        by_tasks = paired_difference(*means)
+        held_by_tasks.append(by_tasks["low"] <= 0 <= by_tasks["high"])
+    assert np.mean(held) >= 0.85
+    assert np.mean(held_by_tasks) <= 0.5
 
 
 # ------------------------------------------------------------------ the frozen anchors
