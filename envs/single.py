@@ -1,5 +1,6 @@
 """The single meta-environment: Gymnasium's MujocoEnv around a definition."""
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -11,6 +12,7 @@ from gymnasium.utils import EzPickle
 
 from icrl_agents.envs.definition import MetaEnvDefinition, PhysicsState, Task
 from icrl_agents.envs.markers import follow
+from icrl_agents.envs.models import load_model
 from icrl_agents.envs.outcome import DIVERGENCE, View, checked_actions, outcome
 from icrl_agents.envs.seeds import checked_seed
 from icrl_agents.envs.task_choice import TaskChoice
@@ -99,6 +101,10 @@ class MetaEnv(MujocoEnv, EzPickle):
         observation, info = super().reset(seed=seed)
         self._begun = True
         return observation, {**info, "new_task": new_task}
+
+    def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        model = load_model(Path(self.fullpath), self.width, self.height)
+        return model, mujoco.MjData(model)
 
     def reset_model(self) -> np.ndarray:
         """Draw an initial state (called by Gymnasium's ``reset``)."""

@@ -15,6 +15,7 @@ from mujoco.batch import SimulationError as BatchSimulationError
 
 from icrl_agents.envs.definition import MetaEnvDefinition, PhysicsState, Task
 from icrl_agents.envs.markers import add_markers, follow
+from icrl_agents.envs.models import load_model
 from icrl_agents.envs.outcome import DIVERGENCE, View, checked_actions, outcome
 from icrl_agents.envs.seeds import checked_seeds
 from icrl_agents.envs.task_choice import TaskChoice
@@ -92,9 +93,7 @@ class MetaVectorEnv(VectorEnv):
         self._task_vectors = np.zeros((num_envs, definition.task_vector_dim))
         self._expose_task = expose_task
 
-        self._model = mujoco.MjModel.from_xml_path(str(definition.model_path))
-        screen = self._model.vis.global_  # grown to the pictures, as Gymnasium does
-        screen.offwidth, screen.offheight = max(screen.offwidth, width), max(screen.offheight, height)
+        self._model = load_model(definition.model_path, width, height)
         self._batch = Batch(self._model, num_envs, nthread=num_threads)
         qpos, qvel, xpos = (self._batch.bind(name) for name in ("qpos", "qvel", "xpos"))
         self._state = PhysicsState(qpos, qvel, xpos)
