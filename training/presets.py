@@ -207,6 +207,7 @@ _REINFORCEMENT: dict[str, ReinforcementConfig] = {
         learning_rate=1.5e-4,
         noise=0.05,
         noise_decay=0.4,
+        average_rounds=8,
         gamma=0.99,
     ),
     _ANT_DIR: ReinforcementConfig("", _ANT_DIR, subset="train+sampled:90", gamma=0.99),
