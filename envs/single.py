@@ -103,6 +103,7 @@ class MetaEnv(MujocoEnv, EzPickle):
         return observation, {**info, "new_task": new_task}
 
     def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        """Load the model as the vector env does (called by Gymnasium's constructor)."""
         model = load_model(Path(self.fullpath), self.width, self.height)
         return model, mujoco.MjData(model)
 
