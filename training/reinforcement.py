@@ -62,7 +62,7 @@ class ReinforcementConfig:
     Attributes:
         name: of the agent that it makes.
         env_id: Gymnasium id.
-        split: named task split; validation is on its val tasks.
+        split: named task split; validation is on its val tasks, and more.
         subset: training tasks: "train", "sampled:N" for N of the distribution, drawn by the seed, or several joined
             by "+". One row each.
         rounds: each a roll-out and what is learned from it.
@@ -94,6 +94,8 @@ class ReinforcementConfig:
         critic_epochs: passes of the critic over a round; three times as many over the first ``critic_rounds``.
         critic_batch_size: steps of one of its gradient steps.
         val_episodes: episodes of each validation roll-out.
+        more_val_tasks: drawn from the distribution and not trained on, beside the split's val tasks, which may be too
+            few to tell rounds apart.
         validate_every: rounds between validations; the last round is always validated.
         seed: of everything.
     """
@@ -125,6 +127,7 @@ class ReinforcementConfig:
     critic_epochs: int = 3
     critic_batch_size: int = 4_096
     val_episodes: int = 40
+    more_val_tasks: int = 0
     validate_every: int = 10
     seed: int = 0
 
@@ -143,8 +146,9 @@ class ReinforcementConfig:
         for name in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: expected 0 to 1, got {getattr(self, name)}")
-        if self.warmup_rounds < 0:
-            raise ConfigError(f"warmup_rounds: expected at least 0, got {self.warmup_rounds}")
+        for name in ("warmup_rounds", "more_val_tasks"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: expected at least 0, got {getattr(self, name)}")
         if not 0 <= self.critic_rounds < self.rounds:
             raise ConfigError(
                 f"critic_rounds: expected at least 0 and fewer than the {self.rounds} rounds, got {self.critic_rounds}"
@@ -205,7 +209,8 @@ def finetune(
         config: of the run.
         start: directory, bundled name or Hub id of the agent; its head is deterministic.
         out_dir: of the run; becomes a checkpoint.
-        rollout: validation roll-outs; None runs ``config.val_episodes`` episodes on the split's val tasks.
+        rollout: validation roll-outs; None runs ``config.val_episodes`` episodes on the split's val tasks and
+            ``config.more_val_tasks`` others.
         tensorboard: write TensorBoard files into ``out_dir``.
         quiet: no progress bar.
         device: ``"auto"`` is the GPU if there is one.
@@ -228,7 +233,7 @@ def finetune(
     on = processes.device(device)
     tasks = _training_tasks(config)
     if rollout is None:
-        rollout = rollout_on_unseen_tasks(tasks, config.val_episodes, config.seed)
+        rollout = rollout_on_unseen_tasks(tasks, config.val_episodes, config.seed, config.more_val_tasks)
     out_dir = Path(out_dir)
     with ExitStack() as held, torch.random.fork_rng():
         held.enter_context(DirectoryLock(out_dir))

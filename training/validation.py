@@ -13,9 +13,10 @@ from torch import Tensor
 
 from icrl_agents.agent import InContextAgent
 from icrl_agents.config import AgentConfig
-from icrl_agents.envs import Task, task_split
+from icrl_agents.envs import Task, env_definition, task_split
 from icrl_agents.errors import DatasetError
 from icrl_agents.model import ActionPrediction, InContextModel
+from icrl_agents.training.seeds import purpose_seed
 from icrl_agents.training.windows import KeptHistories, TokenHistory, WindowBatch, stack_windows
 
 Rollout = Callable[[InContextAgent], np.ndarray]
@@ -147,8 +148,14 @@ class TrainedOn(Protocol):
         """The tasks."""
 
 
-def rollout_on_unseen_tasks(trained_on: TrainedOn, episodes: int, seed: int) -> Rollout:
+def rollout_on_unseen_tasks(trained_on: TrainedOn, episodes: int, seed: int, more_tasks: int = 0) -> Rollout:
     """Roll-outs on the validation tasks of the split that the training tasks are of.
+
+    Args:
+        trained_on: which tasks must not be among them.
+        episodes: in each task.
+        seed: of the roll-outs, and of further tasks.
+        more_tasks: drawn from the distribution beside the split's; those trained on and test tasks are left out.
 
     Raises:
         DatasetError: the split has changed since, so that its validation tasks may have been trained on; or
@@ -162,12 +169,19 @@ def rollout_on_unseen_tasks(trained_on: TrainedOn, episodes: int, seed: int) -> 
             f"the data was collected on split {trained_on.split!r} with hash {trained_on.split_hash}; "
             f"here it has {split.content_hash}"
         )
-    trained = [json.dumps(dict(task), sort_keys=True) for task in trained_on.tasks]
-    if any(json.dumps(task, sort_keys=True) in trained for task in (*split.val, *split.test)):
+    trained = {_text(task) for task in trained_on.tasks}
+    if trained & {_text(task) for task in (*split.val, *split.test)}:
         raise DatasetError(
             f"the training tasks ({trained_on.subset}) hold validation or test tasks, which have to stay unseen"
         )
-    return lambda agent: rollout(agent, split.val, episodes, seed).returns
+    more = env_definition(trained_on.env_id).sample_tasks(more_tasks, purpose_seed(seed, "validation tasks"))
+    held_back = trained | {_text(task) for task in split.test}
+    tasks = (*split.val, *(task for task in more if _text(task) not in held_back))
+    return lambda agent: rollout(agent, tasks, episodes, seed).returns
+
+
+def _text(task: Task) -> str:
+    return json.dumps(dict(task), sort_keys=True)
 
 
 def _from_start(history: TokenHistory, length: int) -> TokenHistory:

@@ -16,13 +16,14 @@ from hypothesis.extra.numpy import arrays
 from safetensors.torch import load_file
 
 from icrl_agents.agent import InContextAgent
-from icrl_agents.envs import task_split
+from icrl_agents.envs import env_definition, task_split
 from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.hub import load_checkpoint, save_checkpoint
 from icrl_agents.training import reinforcement
 from icrl_agents.training.critic import Critic, advantages, standardised
 from icrl_agents.training.lives import remembered
 from icrl_agents.training.reinforcement import ReinforcementConfig, ReinforcementResult, finetune
+from icrl_agents.training.validation import rollout_on_unseen_tasks
 
 ENV_ID = "icrl/ReacherGoal-v0"
 TINY = ReinforcementConfig(
@@ -504,3 +505,29 @@ def test_tasks_of_the_split_are_those_of_the_split() -> None:
     tasks = reinforcement._training_tasks(dataclasses.replace(TINY, subset="train+sampled:3"))
     assert tasks.tasks[:70] == task_split(ENV_ID).train
     assert len(tasks.tasks) == 73
+
+
+def test_more_validation_tasks(make_agent: Callable[..., InContextAgent], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the split's: drawn by the seed, and never one that is trained on or kept for the test."""
+    split, agent = task_split(ENV_ID), make_agent()
+    tasks = reinforcement._training_tasks(TINY)
+
+    def returns(more: int, seed: int = 0) -> np.ndarray:
+        return rollout_on_unseen_tasks(tasks, 1, seed, more)(agent)[:, 0]
+
+    assert len(returns(0)) == len(split.val)
+    assert len(returns(5)) == len(split.val) + 5
+    assert np.array_equal(returns(5), returns(5))
+    assert not np.array_equal(returns(5), returns(5, seed=1))
+
+    drawn = [tasks.tasks[0], split.test[0], {"goal": [0.1, 0.1]}]
+    monkeypatch.setattr(type(env_definition(ENV_ID)), "sample_tasks", lambda self, n, seed: drawn[:n])
+    assert len(returns(3)) == len(split.val) + 1
+
+
+def test_more_validation_tasks_are_validated_on(mamba: Path, tmp_path: Path) -> None:
+    quietly(mamba, tmp_path / "few", rounds=2)
+    quietly(mamba, tmp_path / "more", rounds=2, more_val_tasks=5)
+    few, more = ([m["val_returns"] for m in metrics(tmp_path / run) if "val_returns" in m] for run in ("few", "more"))
+    assert len(few) == len(more) == 2
+    assert few[0] != more[0]
