@@ -1,12 +1,10 @@
 """The physics models of the environments, compiled."""
 
+import copy
 from pathlib import Path
 
 import mujoco
-
-_FLOOR, _FARTHER = "floor", 8
-"""The ground that is run on, which a fast ant leaves within an episode; so many times as far it is drawn, in the same
-pattern. In the simulation a plane has no end anyway."""
+import numpy as np
 
 
 def load_model(path: Path, width: int, height: int) -> mujoco.MjModel:
@@ -14,7 +12,7 @@ def load_model(path: Path, width: int, height: int) -> mujoco.MjModel:
 
     Where a model asks the compiler for a total mass, as Gymnasium's half cheetah does, MuJoCo warns on standard error
     and in a file MUJOCO_LOG.TXT that this is deprecated. Here it is scaled after compilation, as the warning
-    recommends; the simulation is the same bit for bit.
+    recommends; the model is the same bit for bit.
 
     Args:
         path: of the MJCF file.
@@ -28,10 +26,25 @@ def load_model(path: Path, width: int, height: int) -> mujoco.MjModel:
     if mass > 0:
         mujoco.mj_setTotalmass(model, mass)
         mujoco.mj_setConst(model, mujoco.MjData(model))
-    for i in range(model.ngeom):
-        if model.geom(i).name == _FLOOR and model.geom_type[i] == mujoco.mjtGeom.mjGEOM_PLANE:
-            model.geom_size[i, :2] *= _FARTHER
-            model.mat_texrepeat[model.geom_matid[i]] *= _FARTHER
     screen = model.vis.global_
     screen.offwidth, screen.offheight = max(screen.offwidth, width), max(screen.offheight, height)
+    return model
+
+
+def with_farther_floor(model: mujoco.MjModel) -> mujoco.MjModel:
+    """A copy for pictures: a finite plane named "floor" goes on 8 times as far, in the same pattern.
+
+    A fast ant leaves the 40 m of Gymnasium's floor within an episode; contacts with a plane have no end anyway. A floor
+    whose pattern goes by length or is another geom's as well stays as it is.
+    """
+    model = copy.copy(model)
+    floor = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_GEOM, "floor")
+    if floor < 0 or model.geom_type[floor] != mujoco.mjtGeom.mjGEOM_PLANE or not model.geom_size[floor, :2].all():
+        return model
+    material = model.geom_matid[floor]
+    if material >= 0:
+        if model.mat_texuniform[material] or np.count_nonzero(model.geom_matid == material) > 1:
+            return model
+        model.mat_texrepeat[material] *= 8
+    model.geom_size[floor, :2] *= 8
     return model

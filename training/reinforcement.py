@@ -62,7 +62,7 @@ class ReinforcementConfig:
     Attributes:
         name: of the agent that it makes.
         env_id: Gymnasium id.
-        split: named task split; validation is on its val tasks, and more.
+        split: named task split; validation is on its val tasks, and on ``more_val_tasks`` others.
         subset: training tasks: "train", "sampled:N" for N of the distribution, drawn by the seed, or several joined
             by "+". One row each.
         rounds: each a roll-out and what is learned from it.

@@ -149,13 +149,14 @@ class TrainedOn(Protocol):
 
 
 def rollout_on_unseen_tasks(trained_on: TrainedOn, episodes: int, seed: int, more_tasks: int = 0) -> Rollout:
-    """Roll-outs on the validation tasks of the split that the training tasks are of.
+    """Roll-outs on the validation tasks of the split that the training tasks are of, and on more.
 
     Args:
         trained_on: which tasks must not be among them.
         episodes: in each task.
         seed: of the roll-outs, and of further tasks.
-        more_tasks: drawn from the distribution beside the split's; those trained on and test tasks are left out.
+        more_tasks: drawn from the distribution beside the split's. Where it is discrete there may be fewer: what is
+            trained on, the same as a test task, or there already is left out.
 
     Raises:
         DatasetError: the split has changed since, so that its validation tasks may have been trained on; or
@@ -174,9 +175,12 @@ def rollout_on_unseen_tasks(trained_on: TrainedOn, episodes: int, seed: int, mor
         raise DatasetError(
             f"the training tasks ({trained_on.subset}) hold validation or test tasks, which have to stay unseen"
         )
-    more = env_definition(trained_on.env_id).sample_tasks(more_tasks, purpose_seed(seed, "validation tasks"))
-    held_back = trained | {_text(task) for task in split.test}
-    tasks = (*split.val, *(task for task in more if _text(task) not in held_back))
+    tasks = list(split.val)
+    taken = trained | {_text(task) for task in (*split.val, *split.test)}
+    for task in env_definition(trained_on.env_id).sample_tasks(more_tasks, purpose_seed(seed, "validation tasks")):
+        if _text(task) not in taken:
+            taken.add(_text(task))
+            tasks.append(task)
     return lambda agent: rollout(agent, tasks, episodes, seed).returns
 
 

@@ -1,5 +1,6 @@
 """The compiled models are those that MuJoCo reads from the files, without what it says of them."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from icrl_agents.envs import env_definition, env_ids
-from icrl_agents.envs.models import load_model
+from icrl_agents.envs.models import load_model, with_farther_floor
 
 
 @pytest.mark.parametrize("env_id", env_ids())
@@ -20,20 +21,8 @@ def test_a_model_is_that_of_its_file_bit_for_bit(env_id: str, tmp_path: Path, mo
     ours, theirs = load_model(path, 1, 1), mujoco.MjModel.from_xml_path(str(path))
     arrays = [name for name in dir(theirs) if isinstance(getattr(theirs, name), np.ndarray)]
     assert {"body_mass", "body_inertia", "dof_invweight0", "actuator_gear"} <= set(arrays)
-    for name in set(arrays) - {"geom_size", "mat_texrepeat"}:  # floors are drawn farther
+    for name in arrays:
         np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name), err_msg=name)
-    solid = theirs.geom_type != mujoco.mjtGeom.mjGEOM_PLANE
-    np.testing.assert_array_equal(ours.geom_size[solid], theirs.geom_size[solid])
-
-
-@pytest.mark.parametrize("env_id", ["icrl/AntDir-v0", "icrl/HalfCheetahVel-v0"])
-def test_floors_are_drawn_as_far_as_anybody_runs_in_the_same_pattern(env_id: str) -> None:
-    path = env_definition(env_id).model_path
-    ours, theirs = load_model(path, 1, 1), mujoco.MjModel.from_xml_path(str(path))
-    floor, material = theirs.geom("floor").id, theirs.geom("floor").matid[0]
-    assert ours.geom_size[floor, :2].min() > 10 * 20  # m/s, seconds
-    tiles = [model.mat_texrepeat[material] / model.geom_size[floor, :2] for model in (ours, theirs)]
-    np.testing.assert_array_equal(*tiles)
 
 
 def test_pictures_fit_and_the_models_own_screen_is_kept() -> None:
@@ -52,3 +41,53 @@ def test_making_an_environment_says_and_writes_nothing(make: str, tmp_path: Path
     )
     assert (done.stdout, done.stderr) == ("", "")
     assert not list(tmp_path.iterdir())
+
+
+def differences(one: mujoco.MjModel, other: mujoco.MjModel) -> dict[str, np.ndarray]:
+    """Array -> where two models are not the same."""
+    arrays = {name: (getattr(one, name), getattr(other, name)) for name in dir(one)}
+    found = {name: ours != theirs for name, (ours, theirs) in arrays.items() if isinstance(ours, np.ndarray)}
+    return {name: where for name, where in found.items() if where.any()}
+
+
+@pytest.mark.parametrize("env_id", env_ids())
+def test_for_pictures_a_floor_goes_on_and_nothing_else_is_changed(env_id: str) -> None:
+    model = load_model(env_definition(env_id).model_path, 1, 1)
+    before, drawn = copy.copy(model), with_farther_floor(model)
+    assert not differences(model, before)
+    floor = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_GEOM, "floor")
+    if floor < 0:
+        assert not differences(model, drawn)
+        return
+    changed, material = differences(model, drawn), model.geom_matid[floor]
+    assert set(changed) == {"geom_size", "mat_texrepeat"}
+    assert np.argwhere(changed["geom_size"]).tolist() == [[floor, 0], [floor, 1]]
+    assert np.argwhere(changed["mat_texrepeat"]).tolist() == [[material, 0], [material, 1]]
+    assert drawn.geom_size[floor, :2].min() > 10 * 20  # m/s, seconds
+    tiles = [m.mat_texrepeat[material] / m.geom_size[floor, :2] for m in (model, drawn)]
+    np.testing.assert_array_equal(*tiles)
+
+
+@pytest.mark.parametrize(
+    ("floor", "farther"),
+    [
+        ('size="4 4 1"', True),
+        ('size="0 0 1" material="other"', False),  # it has no end
+        ('size="4 4 1" material="by_length"', False),
+        ('size="4 4 1" material="other"', False),  # a ball's as well
+    ],
+)
+def test_floors_of_other_models(floor: str, farther: bool) -> None:
+    model = mujoco.MjModel.from_xml_string(f"""
+        <mujoco>
+          <asset>
+            <texture name="checker" type="2d" builtin="checker" width="2" height="2"/>
+            <material name="by_length" texture="checker" texuniform="true"/>
+            <material name="other" texture="checker"/>
+          </asset>
+          <worldbody>
+            <geom name="floor" type="plane" {floor}/>
+            <geom type="sphere" size="1" material="other"/>
+          </worldbody>
+        </mujoco>""")
+    assert set(differences(model, with_farther_floor(model))) == ({"geom_size"} if farther else set())

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ from safetensors.torch import load_file
 from icrl_agents.agent import InContextAgent
 from icrl_agents.envs import env_definition, task_split
 from icrl_agents.errors import ConfigError, DatasetError
-from icrl_agents.hub import load_checkpoint, save_checkpoint
+from icrl_agents.hub import load_checkpoint, load_training_record, packaged, save_checkpoint
 from icrl_agents.training import reinforcement
 from icrl_agents.training.critic import Critic, advantages, standardised
 from icrl_agents.training.lives import remembered
-from icrl_agents.training.reinforcement import ReinforcementConfig, ReinforcementResult, finetune
+from icrl_agents.training.presets import is_finetuned, reinforcement_preset
+from icrl_agents.training.reinforcement import RECIPE, ReinforcementConfig, ReinforcementResult, finetune
 from icrl_agents.training.validation import rollout_on_unseen_tasks
 
 ENV_ID = "icrl/ReacherGoal-v0"
@@ -508,21 +510,33 @@ def test_tasks_of_the_split_are_those_of_the_split() -> None:
 
 
 def test_more_validation_tasks(make_agent: Callable[..., InContextAgent], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside the split's: drawn by the seed, and never one that is trained on or kept for the test."""
+    """After the split's: drawn by the seed, others than the training tasks, and none twice or kept for the test."""
     split, agent = task_split(ENV_ID), make_agent()
-    tasks = reinforcement._training_tasks(TINY)
+    config = dataclasses.replace(TINY, subset="sampled:20")
+    trained_on = reinforcement._training_tasks(config)
 
-    def returns(more: int, seed: int = 0) -> np.ndarray:
-        return rollout_on_unseen_tasks(tasks, 1, seed, more)(agent)[:, 0]
+    def tasks(more: int, seed: int = config.seed) -> list[Any]:
+        seen: list[Any] = []
 
-    assert len(returns(0)) == len(split.val)
-    assert len(returns(5)) == len(split.val) + 5
-    assert np.array_equal(returns(5), returns(5))
-    assert not np.array_equal(returns(5), returns(5, seed=1))
+        def note(agent: InContextAgent, tasks: list[Any], episodes: int, seed: int) -> SimpleNamespace:
+            return SimpleNamespace(returns=seen.extend(tasks))
 
-    drawn = [tasks.tasks[0], split.test[0], {"goal": [0.1, 0.1]}]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("icrl_agents.evaluation.rollout", note)
+            rollout_on_unseen_tasks(trained_on, 1, seed, more)(agent)
+        return seen
+
+    assert tasks(0) == list(split.val)
+    assert tasks(20)[: len(split.val)] == list(split.val)
+    assert len(tasks(20)) == len(split.val) + 20
+    assert tasks(20) == tasks(20)
+    assert not any(task in tasks(20, seed=1) for task in tasks(20)[len(split.val) :])
+    assert not any(task in trained_on.tasks for task in tasks(20))
+
+    new = {"goal": [0.1, 0.1]}
+    drawn = [trained_on.tasks[0], split.test[0], split.val[0], new, new]
     monkeypatch.setattr(type(env_definition(ENV_ID)), "sample_tasks", lambda self, n, seed: drawn[:n])
-    assert len(returns(3)) == len(split.val) + 1
+    assert tasks(5) == [*split.val, new]
 
 
 def test_more_validation_tasks_are_validated_on(mamba: Path, tmp_path: Path) -> None:
@@ -531,3 +545,17 @@ def test_more_validation_tasks_are_validated_on(mamba: Path, tmp_path: Path) -> 
     few, more = ([m["val_returns"] for m in metrics(tmp_path / run) if "val_returns" in m] for run in ("few", "more"))
     assert len(few) == len(more) == 2
     assert few[0] != more[0]
+
+
+RECORDS = {path.parent.name: load_training_record(path.parent) or {} for path in packaged().glob("*/training.json")}
+
+
+@pytest.mark.parametrize("name", [name for name, record in RECORDS.items() if RECIPE in record["recipe"]])
+def test_bundled_agents_are_fine_tuned_as_the_presets_say(name: str) -> None:
+    made_by = RECORDS[name]["config"]
+    preset = json.loads(json.dumps(dataclasses.asdict(reinforcement_preset(made_by["env_id"]))))
+    older = dataclasses.asdict(
+        ReinforcementConfig("", "", advantages_by="round")
+    )  # what fields newer than it did not do
+    assert preset | {"name": name} == {field: made_by.get(field, older[field]) for field in preset}
+    assert is_finetuned(made_by["env_id"], "laptop")
