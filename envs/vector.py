@@ -15,7 +15,7 @@ from mujoco.batch import SimulationError as BatchSimulationError
 
 from icrl_agents.envs.definition import MetaEnvDefinition, PhysicsState, Task
 from icrl_agents.envs.markers import add_markers, follow
-from icrl_agents.envs.models import load_model, with_farther_floor
+from icrl_agents.envs.models import load_model
 from icrl_agents.envs.outcome import DIVERGENCE, View, checked_actions, outcome
 from icrl_agents.envs.seeds import checked_seeds
 from icrl_agents.envs.task_choice import TaskChoice
@@ -231,7 +231,7 @@ class MetaVectorEnv(VectorEnv):
             return None
         at = self.definition
         if self._renderer is None:
-            self._renderer = mujoco.Renderer(with_farther_floor(self._model), *self._size)
+            self._renderer = mujoco.Renderer(self._model, *self._size)
         camera = mujoco.MjvCamera()
         mujoco.mjv_defaultFreeCamera(self._model, camera)
         for name, value in at.camera.items():

@@ -193,7 +193,7 @@ def distillation_preset(env_id: str, preset: str, backbone: str = "mamba", metho
 
 _REINFORCEMENT: dict[str, ReinforcementConfig] = {
     # Pusher-Goal's and Ant-Dir's are how the shipped agents are made. Of the others docs/results.md has trials:
-    # HalfCheetah-Vel's agents get better, Reacher-Goal's hardly (run with ten val tasks, which did not choose the best).
+    # HalfCheetah-Vel's agents get better, Reacher-Goal's hardly (run with ten val tasks, which chose badly).
     _REACHER_GOAL: ReinforcementConfig(
         "",
         _REACHER_GOAL,
