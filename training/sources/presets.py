@@ -28,7 +28,7 @@ _SPECIALISED = PPOConfig(log_std_init=-2.0, hidden=(256, 256))
 _COLLECTIONS: Mapping[tuple[str, str], CollectionConfig] = {
     ("icrl/ReacherGoal-v0", "laptop"): CollectionConfig("icrl/ReacherGoal-v0"),
     ("icrl/PusherGoal-v0", "laptop"): CollectionConfig(
-        "icrl/PusherGoal-v0", steps_per_task=200_000, ppo=PPOConfig(gamma=0.97)
+        "icrl/PusherGoal-v0", steps_per_task=500_000, ppo=PPOConfig(gamma=0.97)
     ),
     **{
         (env_id, "laptop"): CollectionConfig(
