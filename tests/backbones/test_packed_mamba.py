@@ -25,11 +25,11 @@ def lively(config, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = Mamba(config).eval()
-    with torch.no_grad():
-        for layer in backbone.layers:
-            layer.mixer.dt_proj.bias.add_(1.0)
-            layer.mixer.x_proj.weight.mul_(4.0)
-            layer.norm.weight.uniform_(0.5, 1.5)
+        with torch.no_grad():
+            for layer in backbone.layers:
+                layer.mixer.dt_proj.bias.add_(1.0)
+                layer.mixer.x_proj.weight.mul_(4.0)
+                layer.norm.weight.uniform_(0.5, 1.5)
     return backbone
 
 
@@ -51,7 +51,10 @@ def outputs(step, xs, carry):
 
 
 def assert_same(backbone, step, batch=2, steps=4, tolerance=TOLERANCE):
-    """``step`` is ``backbone`` in float64."""
+    """``step`` is ``backbone`` in float64, to ``tolerance`` and a few roundings of the input.
+
+    These weigh where a norm is over one number or two that happen to be near 0.
+    """
     generator = torch.Generator().manual_seed(0)
     xs = torch.randn(steps, batch, backbone.d_model, generator=generator)
     carry = random_carry(backbone, batch, generator)
@@ -59,8 +62,11 @@ def assert_same(backbone, step, batch=2, steps=4, tolerance=TOLERANCE):
     double = tuple(type(block)(*(leaf.double() for leaf in block)) for block in carry)
     with torch.no_grad():
         expected = outputs(exact.step, xs.double(), double)
-        for fast, slow in zip(outputs(step, xs, carry), expected, strict=True):
-            assert (fast.double() - slow).abs().max() <= tolerance * slow.abs().max() if slow.numel() else True
+        rounded = outputs(exact.step, xs.double() * (1 + torch.finfo(torch.float32).eps), double)
+        for fast, slow, other in zip(outputs(step, xs, carry), expected, rounded, strict=True):
+            if slow.numel():
+                allowed = tolerance * slow.abs().max() + 8 * (other - slow).abs().max()
+                assert (fast.double() - slow).abs().max() <= allowed
 
 
 @settings(max_examples=25, deadline=None)
