@@ -1,8 +1,8 @@
 """Redraw every figure and table of the pretrained agents from the raw results beside their checkpoints, in seconds.
 
 The return per episode in all environments (the paper's Figure 1). For each environment: the same and the reward inside
-the first episode; the normalized return of the last episodes task by task; the rows of README's table; the paired
-difference of the agents. Then rows of what else was measured: controls, other splits, longer lives.
+the first episode; the normalized return of the last episodes task by task; the paired difference of the agents. And the
+rows of README's tables, returns and controls, also of what else was measured: masked agents, other splits, long lives.
 """
 
 import argparse
@@ -52,6 +52,16 @@ def table_row(name: str, result: EvalResult, parameters: int | None = None) -> s
     return "| " + " | ".join([f"`{name}`", *count, *returns, *ratios, f"{s['final_normalized']['iqm']:.2f}"]) + " |"
 
 
+def control_row(name: str, result: EvalResult) -> str:
+    """As README's table of controls has it: acting on one task with the rewards of another; forgetting."""
+    swapped = result.controls["swapped_rewards"]
+    followed = f"{swapped['nearer_to_rewarded'] * len(result.tasks):.0f} of {len(result.tasks)}"
+    errors = [f"{swapped[key]['mean']:#.2g}" for key in ("error_to_rewarded", "error_to_own")]
+    forgetting = result.controls["reset_each_episode"]["final_normalized"]
+    ratios = [f"{quoted(of)}" for of in (result.summary["final_normalized"], forgetting)]
+    return "| " + " | ".join([f"`{name}`", followed, *errors, *ratios]) + " |"
+
+
 found = [EvalResult.load(path) for path in arguments.checkpoints.glob("*/evaluation.json")]
 found.sort(key=lambda result: (result.env_id, "-ad" in result.agent, result.agent))  # a backbone has one colour
 arguments.out.mkdir(parents=True, exist_ok=True)
@@ -62,14 +72,16 @@ for env_id in dict.fromkeys(result.env_id for result in found):
     print("picture:", plot_results(results, arguments.out / f"{name}.png"))
     by_task(results, arguments.out / f"{name}-by-task.png")
     for result in results:
-        model, _ = load_checkpoint(arguments.checkpoints / result.agent)
-        print(table_row(result.agent, result, sum(p.numel() for p in model.parameters())))
-        swapped = result.controls.get("swapped_rewards")
-        if swapped:
-            print(f"  swapped rewards: nearer to the rewarded task in {swapped['nearer_to_rewarded']:.0%}")
-        print(f"  episodes until 90 % of its gain: {result.summary['episodes_to_90_percent_of_gain']}")
+        print(f"{result.agent}: 90 % of its gain by episode {result.summary['episodes_to_90_percent_of_gain']}")
     for other in results[1:]:
         difference = paired_difference(results[0], other)
         print(f"{results[0].agent} minus {other.agent}, paired by task: {quoted(difference, 3)}")
-for path in sorted(arguments.others.glob("*.json")):
-    print(table_row(path.stem, EvalResult.load(path)))
+    for result in results:
+        model, _ = load_checkpoint(arguments.checkpoints / result.agent)
+        print(table_row(result.agent, result, sum(p.numel() for p in model.parameters())))
+others = {path.stem: EvalResult.load(path) for path in sorted(arguments.others.glob("*.json"))}
+for name, result in others.items():
+    print(table_row(name, result))
+for name, result in sorted({**{result.agent: result for result in found}, **others}.items()):
+    if "swapped_rewards" in result.controls:
+        print(control_row(name, result))

@@ -304,15 +304,20 @@ def test_sources_are_compared(run: Callable[..., str], tmp_path: Path) -> None:
 
 
 def test_results_are_redrawn_from_the_raw_ones(run_here: Callable[..., str], tmp_path: Path) -> None:
-    out = run_here(Path(__file__).parents[1] / "examples" / "results.py", "--out", tmp_path / "figures")
+    others = ROOT / "docs/results"
+    out = run_here(ROOT / "examples/results.py", "--others", others, "--out", tmp_path / "figures")
     for name in ("reacher-goal.png", "reacher-goal-by-task.png"):
         assert (tmp_path / "figures" / name).read_bytes().startswith(b"\x89PNG")
     raw = EvalResult.load(packaged() / "reacher-goal-mamba" / "evaluation.json")
-    rows = {line.split("`")[1]: line for line in out.splitlines() if line.startswith("| `")}
-    assert f"{np.asarray(raw.returns)[:, -5:].mean():.2f} [" in rows["reacher-goal-mamba"]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    printed = [line for line in out.splitlines() if line.startswith("| `")]
+    returns, controls = (line for line in printed if line.startswith("| `reacher-goal-mamba` |"))
+    assert f"{np.asarray(raw.returns)[:, -5:].mean():.2f} [" in returns
+    assert f"| {raw.controls['swapped_rewards']['nearer_to_rewarded'] * 30:.0f} of 30 |" in controls
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    told = [line for line in readme if line.startswith("| `") and re.search(r"-(mamba|transformer)[`-]", line)]
+    assert set(told) <= set(printed)  # what was measured
     for path in packaged().glob("*/evaluation.json"):
-        assert rows[path.parent.name] in readme  # every agent, by what was measured
+        assert sum(line.startswith(f"| `{path.parent.name}` |") for line in told) == 2  # of every agent
     assert "reacher-goal-mamba minus reacher-goal-transformer" in out
 
 

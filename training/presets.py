@@ -51,7 +51,7 @@ _DISTILLATION: dict[tuple[str, str], DistillationConfig] = {
         name="", env_id=_HALF_CHEETAH_VEL, keep_every=20, episodes=40, updates=600, batch_size=4, learning_rate=1.5e-3
     ),
     (_ANT_DIR, "laptop"): DistillationConfig(
-        name="", env_id=_ANT_DIR, keep_every=10, episodes=40, updates=600, batch_size=4, learning_rate=1.5e-3
+        name="", env_id=_ANT_DIR, keep_every=20, episodes=40, updates=600, batch_size=4, learning_rate=1.5e-3
     ),
     (_REACHER_GOAL, "paper"): _paper(_REACHER_GOAL, 4, 100, 5 * 70, 1e-4),
     (_PUSHER_GOAL, "paper"): _paper(_PUSHER_GOAL, 10, 100, 5 * 35, 2e-4),

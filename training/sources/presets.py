@@ -30,12 +30,16 @@ _COLLECTIONS: Mapping[tuple[str, str], CollectionConfig] = {
     ("icrl/PusherGoal-v0", "laptop"): CollectionConfig(
         "icrl/PusherGoal-v0", steps_per_task=500_000, ppo=PPOConfig(gamma=0.97)
     ),
-    **{
-        (env_id, "laptop"): CollectionConfig(
-            env_id, steps_per_task=steps, ppo=PPOConfig(n_steps=200, n_minibatches=8, gamma=0.99, log_std_init=-0.5)
-        )
-        for env_id, steps in (("icrl/HalfCheetahVel-v0", 800_000), ("icrl/AntDir-v0", 200_000))
-    },
+    ("icrl/HalfCheetahVel-v0", "laptop"): CollectionConfig(
+        "icrl/HalfCheetahVel-v0",
+        steps_per_task=800_000,
+        ppo=PPOConfig(n_steps=200, n_minibatches=8, gamma=0.99, log_std_init=-0.5),
+    ),
+    ("icrl/AntDir-v0", "laptop"): CollectionConfig(
+        "icrl/AntDir-v0",
+        steps_per_task=800_000,
+        ppo=PPOConfig(n_minibatches=8, gamma=0.97, log_std_init=-0.5),
+    ),
     **{
         (env_id, "paper"): CollectionConfig(env_id, steps_per_task=steps, ppo=PAPER_PPO)
         for env_id, steps in PAPER_STEPS_PER_TASK.items()
