@@ -1,8 +1,9 @@
 """Redraw every figure and table of the pretrained agents from the raw results beside their checkpoints, in seconds.
 
-The return per episode in all environments (the paper's Figure 1). For each environment: the same and the reward inside
-the first episode; the normalized return of the last episodes task by task; the paired difference of the agents. And the
-rows of README's tables, returns and controls, also of what else was measured: masked agents, other splits, long lives.
+The return per episode in all environments (the paper's Figure 1). For each environment the return per episode and the
+reward inside the first, the normalized return of the last episodes task by task, and the paired difference of the
+agents. And the rows of README's tables, returns and controls, also of what else was measured: masked agents, other
+splits, long lives.
 """
 
 import argparse
@@ -42,14 +43,25 @@ def by_task(results: list[EvalResult], path: Path) -> None:
     figure.savefig(path)
 
 
+def digits(size: float) -> int:
+    """Decimals that a return of that size is told with."""
+    return 0 if size >= 100 else 1 if size >= 10 else 2
+
+
 def table_row(name: str, result: EvalResult, parameters: int | None = None) -> str:
     """As README's table has it."""
     s = result.summary
-    size = abs(s["final_return"]["mean"])
-    returns = [quoted(s[key], 0 if size >= 100 else 1 if size >= 10 else 2) for key in ("first_return", "final_return")]
+    places = digits(abs(s["final_return"]["mean"]))
+    returns = [quoted(s[key], places) for key in ("first_return", "final_return")]
     ratios = [quoted(s[key]) for key in ("final_normalized_of_means", "final_normalized")]
     count = [] if parameters is None else [f"{parameters:,}"]
     return "| " + " | ".join([f"`{name}`", *count, *returns, *ratios, f"{s['final_normalized']['iqm']:.2f}"]) + " |"
+
+
+def learning(result: EvalResult) -> str:
+    """Mean returns in episodes 1, 10 and 40, as README's table of Algorithm Distillation has them."""
+    returns = np.mean(result.returns, 0)[[0, 9, 39]]
+    return " / ".join(f"{value:.{digits(np.max(np.abs(returns)))}f}" for value in returns)
 
 
 def control_row(name: str, result: EvalResult) -> str:
@@ -58,7 +70,7 @@ def control_row(name: str, result: EvalResult) -> str:
     followed = f"{swapped['nearer_to_rewarded'] * len(result.tasks):.0f} of {len(result.tasks)}"
     errors = [f"{swapped[key]['mean']:#.2g}" for key in ("error_to_rewarded", "error_to_own")]
     forgetting = result.controls["reset_each_episode"]["final_normalized"]
-    ratios = [f"{quoted(of)}" for of in (result.summary["final_normalized"], forgetting)]
+    ratios = [quoted(of) for of in (result.summary["final_normalized"], forgetting)]
     return "| " + " | ".join([f"`{name}`", followed, *errors, *ratios]) + " |"
 
 
@@ -72,7 +84,8 @@ for env_id in dict.fromkeys(result.env_id for result in found):
     print("picture:", plot_results(results, arguments.out / f"{name}.png"))
     by_task(results, arguments.out / f"{name}-by-task.png")
     for result in results:
-        print(f"{result.agent}: 90 % of its gain by episode {result.summary['episodes_to_90_percent_of_gain']}")
+        gained = result.summary["episodes_to_90_percent_of_gain"]
+        print(f"{result.agent}, episode 1 / 10 / 40: {learning(result)}; 90 % of its gain by episode {gained}")
     for other in results[1:]:
         difference = paired_difference(results[0], other)
         print(f"{results[0].agent} minus {other.agent}, paired by task: {quoted(difference, 3)}")

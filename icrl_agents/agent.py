@@ -364,8 +364,8 @@ class InContextAgent:
             episodes: E, in each row.
             seed: of the first reset and, of a sampling agent, the actions.
             deterministic: as in :meth:`act`.
-            remember: go on with what it knows, of demonstrations say, instead of a :meth:`reset` first. What the
-                environment calls a new task is forgotten still: give it the task, not a seed.
+            remember: go on with what it knows, of demonstrations say, instead of a :meth:`reset` first, whatever the
+                environment calls its first task: see to it that it is that one, by ``task=`` for instance.
             autoreset_mode: as in :meth:`reset`.
             on_episode: called after each episode with its row, its number from 1 and its return.
 

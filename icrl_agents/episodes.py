@@ -50,14 +50,14 @@ def run_in_one(
     fresh: bool,
     on_episode: OnEpisode | None,
 ) -> EpisodeRecord:
-    """E episodes in one environment; ``fresh`` says that the agent knows nothing yet."""
+    """E episodes in one environment; ``fresh`` says that the agent knows nothing yet, else it goes on with that."""
     record = _empty((episodes,))
     observation, info = env.reset(seed=seed)
+    record.new_task[0] = fresh
     for episode in range(episodes):
-        if info.get("new_task", False):
+        if episode and info.get("new_task", False):
             agent.forget()
-            fresh = True
-        record.new_task[episode], fresh = fresh, False
+            record.new_task[episode] = True
         done = False
         while not done:
             observation, reward, terminated, truncated, info = env.step(agent.act(observation, deterministic))
@@ -88,9 +88,7 @@ def run_in_rows(
     record = _empty((rows, episodes))
     episode = np.zeros(rows, np.int64)
     observations, info = env.reset(seed=seed)
-    new = _flags(info, "new_task", rows)
-    agent.forget(new)
-    record.new_task[:, 0] = new | fresh
+    record.new_task[:, 0] = fresh
     never = np.zeros(rows, bool)
     resetting = never  # NEXT_STEP: the next step begins these rows' episodes and is no experience
     while (episode < episodes).any():

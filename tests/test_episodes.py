@@ -245,6 +245,14 @@ def test_demonstrations_are_remembered_in_the_first_episode(make_agent):
         agent.reset()
         agent.prefill(demonstration)
         warm = agent.run_episodes(env, 2, seed=0, remember=True)
+        agent.reset()
+        agent.prefill(demonstration)
+        with agent.make_env(task=task, max_episode_steps=5) as new:  # its first reset calls the task a new one
+            np.testing.assert_array_equal(agent.run_episodes(new, 2, seed=0, remember=True).returns, warm.returns)
+        agent.reset(num_envs=1)
+        agent.prefill(SimpleNamespace(**{name: array[None] for name, array in vars(demonstration).items()}))
+        with closing(agent.make_vec_env(1, tasks=[task], max_episode_steps=5)) as new:
+            in_a_row = agent.run_episodes(new, 2, seed=0, remember=True)
         by_hand.prefill(demonstration)
         observation, _ = env.reset(seed=0)
         total = 0.0
@@ -253,6 +261,8 @@ def test_demonstrations_are_remembered_in_the_first_episode(make_agent):
             by_hand.observe(reward, terminated, truncated)
             total += reward
     assert not warm.new_task.any()
+    assert not in_a_row.new_task.any()
+    np.testing.assert_allclose(in_a_row.returns[0], warm.returns, atol=1e-4)
     assert cold.new_task.tolist() == [True, False]
     assert warm.returns[0] == pytest.approx(total)
     assert abs(warm.returns - cold.returns).max() > 1e-3

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from icrl_agents.agent import InContextAgent
-from icrl_agents.envs import MetaEnvDefinition, env_ids, sample_tasks, task_split
-from icrl_agents.evaluation import EvalResult, rollout
+from icrl_agents.envs import MetaEnvDefinition, env_ids, sample_tasks, short_name, task_split
+from icrl_agents.evaluation import EvalResult, evaluate, rollout
 from icrl_agents.hub import agent_names, packaged
 from icrl_agents.training import pipeline, presets
 from icrl_agents.training.collection import CollectionConfig, collect
@@ -66,7 +66,7 @@ def numbers(pattern: str, text: str) -> list[float]:
 
 
 def test_every_example_has_a_test() -> None:
-    assert [path.name[:2] for path in EXAMPLES] == [f"{number:02d}" for number in range(1, 15)]
+    assert [path.name[:2] for path in EXAMPLES] == [f"{number:02d}" for number in range(1, 17)]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -315,10 +315,16 @@ def test_results_are_redrawn_from_the_raw_ones(run_here: Callable[..., str], tmp
     assert f"| {raw.controls['swapped_rewards']['nearer_to_rewarded'] * 30:.0f} of 30 |" in controls
     readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     told = [line for line in readme if line.startswith("| `") and re.search(r"-(mamba|transformer)[`-]", line)]
-    assert set(told) <= set(printed)  # what was measured
+    assert set(told) <= set(printed)  # no row that the script does not print
     for path in packaged().glob("*/evaluation.json"):
-        assert sum(line.startswith(f"| `{path.parent.name}` |") for line in told) == 2  # of every agent
-    assert "reacher-goal-mamba minus reacher-goal-transformer" in out
+        assert sum(line.startswith(f"| `{path.parent.name}` |") for line in told) == 2  # returns and controls
+    for env_id in dict.fromkeys(EvalResult.load(path).env_id for path in packaged().glob("*/evaluation.json")):
+        name = short_name(env_id)
+        found = re.search(rf"^{name}-mamba minus {name}-transformer, paired by task: (.*)$", out, re.MULTILINE)
+        assert found is not None
+        assert f"| {found[1]} |" in "\n".join(readme)
+    for learned in re.findall(r"^\S+-ad(?:-gaussian)?, episode 1 / 10 / 40: (.*?);", out, re.MULTILINE):
+        assert f"| {learned} |" in "\n".join(readme)
 
 
 def test_fine_tune(
@@ -352,3 +358,37 @@ def test_training_seeds(run_here: Callable[..., str], tmp_path: Path) -> None:
     found = json.loads((tmp_path / "seeds/seeds.json").read_text())["differences"]["transformer"]
     assert found["mean"] == pytest.approx(np.mean(gaps))
     assert (tmp_path / "seeds/seeds.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_shown_a_history(run_here: Callable[..., str], tmp_path: Path) -> None:
+    small = ["--subset", "sampled:2", "--steps-per-task", 5000, "--keep-every", 4, "--parts", 0, 1, "--episodes", 1]
+    run_here(example("15"), "--out", "shown", *small)
+    found = json.loads((tmp_path / "shown/shown.json").read_text())
+    data = HistoryDataset(tmp_path / "shown/histories")
+    agent = InContextAgent.from_pretrained("reacher-goal-mamba-ad")
+    last, shown_nothing, shown_all = [], [], []
+    for task, settings in enumerate(data.manifest.tasks):
+        history = next(h for h in range(len(data)) if data.task_index(h) == task)
+        kept = data.history(history, list(range(3, len(data.episode_ends(history)), 4)))
+        last.append(kept.returns[-1])
+        shown_nothing.append(agent.run_episodes(agent.make_env(task=settings), 1, seed=0).returns)
+        agent.reset()
+        agent.prefill(kept)
+        shown_all.append(agent.run_episodes(agent.make_env(task=settings), 1, seed=0, remember=True).returns)
+    assert found["source"][-1] == pytest.approx(np.mean(last))
+    assert found["own"] == [[pytest.approx(np.mean(of), rel=1e-4)] for of in (shown_nothing, shown_all)]
+    assert found["other"][0] == found["own"][0]
+    assert found["other"][1] != found["own"][1]
+    assert (tmp_path / "shown/shown.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_explore_first(run_here: Callable[..., str], tmp_path: Path) -> None:
+    small = ["--tasks", 2, "--explore", 2, "--episodes", 3, "--noise", 0.5]
+    out = run_here(example("16"), "--out", "explored", *small)
+    calm, noisy = (EvalResult.load(tmp_path / f"explored/reacher-goal-mamba-ad-explored-{x}.json") for x in ("0", 0.5))
+    agent = InContextAgent.from_pretrained("reacher-goal-mamba-ad")
+    assert calm.returns == evaluate(agent, tasks=2, episodes=3, seeds=(0, 1, 2)).returns
+    assert np.mean(noisy.returns, 0)[0] < np.mean(calm.returns, 0)[0] - 5  # noise costs
+    assert np.mean(noisy.returns, 0)[2] > np.mean(noisy.returns, 0)[0] + 5  # and ends
+    assert noisy.controls["reset_each_episode"]["final_return"]["mean"] < np.mean(noisy.returns, 0)[2] - 5
+    assert len(re.findall(r"^test tasks, noise ", out, re.MULTILINE)) == 2
