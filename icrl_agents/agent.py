@@ -356,16 +356,17 @@ class InContextAgent:
         """Act for whole episodes, learning from one to the next.
 
         Whatever begins an episode, the environment by any of Gymnasium's autoreset modes or this method, and wherever
-        the environment says ``info["new_task"]``, the agent forgets the old task, in those rows alone. Rows whose
-        episodes are over act on until all are. (Published numbers: :func:`icrl_agents.evaluate`.)
+        the environment says ``info["new_task"]`` after the first reset, the agent forgets the old task, in those rows
+        alone. Rows whose episodes are over act on until all are. (Published numbers: :func:`icrl_agents.evaluate`.)
 
         Args:
             env: single or vector, with the agent's spaces; it is reset first.
             episodes: E, in each row.
-            seed: of the first reset and, of a sampling agent, the actions.
+            seed: of the first reset and, of a sampling agent that does not ``remember``, the actions.
             deterministic: as in :meth:`act`.
-            remember: go on with what it knows, of demonstrations say, instead of a :meth:`reset` first, whatever the
-                environment calls its first task: see to it that it is that one, by ``task=`` for instance.
+            remember: go on with what it knows, of demonstrations say, instead of a :meth:`reset` first. It does so
+                whatever the environment calls its first task, which a new one always calls new: see to it that it is
+                the task that it knows, by ``task=``. A seed may draw another, and so may a new trial or ``set_task``.
             autoreset_mode: as in :meth:`reset`.
             on_episode: called after each episode with its row, its number from 1 and its return.
 

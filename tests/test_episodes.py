@@ -210,6 +210,20 @@ def test_two_runs_that_remember_are_one(make_agent, mode):
     assert not np.allclose(forgetful.run_episodes(same, 2).returns, second.returns, atol=1e-4)
 
 
+@pytest.mark.parametrize("mode", [None, *MODES])
+def test_what_it_remembers_is_forgotten_at_later_tasks_alone(make_agent, mode):
+    """The first reset is the caller's word, which the environment cannot know: that the task is the old one."""
+    agent = make_agent(observation_dim=3, action_dim=1)
+    agent.reset(num_envs=None if mode is None else 3)
+    with closing(numbers() if mode is None else vector(mode)) as env:
+        record = agent.run_episodes(env, 6, remember=True)
+    expected = np.stack([np.arange(6) % every == 0 for every in ROWS["tasks"]])
+    expected[:, 0] = False
+    np.testing.assert_array_equal(record.new_task, expected[0] if mode is None else expected)
+    whole = make_agent(observation_dim=3, action_dim=1).run_episodes(numbers() if mode is None else vector(mode), 6)
+    np.testing.assert_allclose(record.returns, whole.returns, atol=1e-4)  # what it knew before was nothing
+
+
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
 def test_episodes_that_a_second_run_cuts_short_have_ended(make_agent, mode):
     """The environment began them by itself; the agent's next token is a first one."""

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 from icrl_agents.agent import InContextAgent
-from icrl_agents.envs import MetaEnvDefinition, env_ids, sample_tasks, short_name, task_split
-from icrl_agents.evaluation import EvalResult, evaluate, rollout
+from icrl_agents.envs import MetaEnvDefinition, Task, env_ids, sample_tasks, short_name, task_split
+from icrl_agents.evaluation import EvalResult, evaluate, paired_difference, rollout
 from icrl_agents.hub import agent_names, packaged
 from icrl_agents.training import pipeline, presets
 from icrl_agents.training.collection import CollectionConfig, collect
-from icrl_agents.training.histories import HistoryDataset
+from icrl_agents.training.histories import History, HistoryDataset
 from icrl_agents.training.on_policy import OnPolicyConfig
 from icrl_agents.training.reinforcement import ReinforcementConfig
 from icrl_agents.training.sources import presets as source_presets
@@ -323,8 +323,9 @@ def test_results_are_redrawn_from_the_raw_ones(run_here: Callable[..., str], tmp
         found = re.search(rf"^{name}-mamba minus {name}-transformer, paired by task: (.*)$", out, re.MULTILINE)
         assert found is not None
         assert f"| {found[1]} |" in "\n".join(readme)
-    for learned in re.findall(r"^\S+-ad(?:-gaussian)?, episode 1 / 10 / 40: (.*?);", out, re.MULTILINE):
-        assert f"| {learned} |" in "\n".join(readme)
+    distilled = re.findall(r"^\S+-ad(?:-gaussian)?, episode 1 / 10 / 40: (.*?);", out, re.MULTILINE)
+    assert len(distilled) == sum("-ad" in name for name in agent_names())
+    assert all(f"| {learned} |" in "\n".join(readme) for learned in distilled)
 
 
 def test_fine_tune(
@@ -361,34 +362,57 @@ def test_training_seeds(run_here: Callable[..., str], tmp_path: Path) -> None:
 
 
 def test_shown_a_history(run_here: Callable[..., str], tmp_path: Path) -> None:
-    small = ["--subset", "sampled:2", "--steps-per-task", 5000, "--keep-every", 4, "--parts", 0, 1, "--episodes", 1]
-    run_here(example("15"), "--out", "shown", *small)
+    small = ["--steps-per-task", 5000, "--keep-every", 4, "--parts", 0, 0.5, 1, "--episodes", 1]
+    out = run_here(example("15"), "--out", "shown", *small)
     found = json.loads((tmp_path / "shown/shown.json").read_text())
     data = HistoryDataset(tmp_path / "shown/histories")
     agent = InContextAgent.from_pretrained("reacher-goal-mamba-ad")
-    last, shown_nothing, shown_all = [], [], []
-    for task, settings in enumerate(data.manifest.tasks):
-        history = next(h for h in range(len(data)) if data.task_index(h) == task)
-        kept = data.history(history, list(range(3, len(data.episode_ends(history)), 4)))
-        last.append(kept.returns[-1])
-        shown_nothing.append(agent.run_episodes(agent.make_env(task=settings), 1, seed=0).returns)
+
+    def after(settings: Task, shown: History | None) -> float:
         agent.reset()
-        agent.prefill(kept)
-        shown_all.append(agent.run_episodes(agent.make_env(task=settings), 1, seed=0, remember=True).returns)
-    assert found["source"][-1] == pytest.approx(np.mean(last))
-    assert found["own"] == [[pytest.approx(np.mean(of), rel=1e-4)] for of in (shown_nothing, shown_all)]
-    assert found["other"][0] == found["own"][0]
-    assert found["other"][1] != found["own"][1]
+        if shown is not None:
+            agent.prefill(shown)
+        record = agent.run_episodes(agent.make_env(task=settings), 1, seed=0, remember=True)
+        return float(record.returns[0])
+
+    tasks = data.manifest.tasks
+    assert list(tasks) == list(task_split(ENV_ID).val)
+    histories = [next(h for h in range(len(data)) if data.task_index(h) == task) for task in range(len(tasks))]
+    shown = [data.history(h, [3, 7, 11, 15, 19]) for h in histories]
+    halves = [data.history(h, [3, 7]) for h in histories]  # of 2.5 episodes
+    for task in (0, 9):
+        own = [after(tasks[task], part) for part in (None, halves[task], shown[task])]
+        np.testing.assert_allclose(np.ravel(found["its"][task]), own, rtol=1e-4)
+        assert found["another's"][task][2] == [pytest.approx(after(tasks[task], shown[(task + 1) % 10]), rel=1e-4)]
+        flat = replace(shown[task], rewards=np.full_like(shown[task].rewards, shown[task].rewards.mean()))
+        assert found["without rewards"][task][2] == [pytest.approx(after(tasks[task], flat), rel=1e-4)]
+        assert found["source"][task] == pytest.approx(shown[task].returns[[0, 2, 4]])
+    means = [f"{np.mean([episodes[2][0] for episodes in found[of]]):.2f}" for of in ("its", "without rewards")]
+    assert re.search(rf"100% .* {means[0]} .* {means[1]} ", out)
     assert (tmp_path / "shown/shown.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit):
+        run_here(example("15"), "--agent", "pusher-goal-mamba", "--data", tmp_path / "shown/histories")
 
 
-def test_explore_first(run_here: Callable[..., str], tmp_path: Path) -> None:
-    small = ["--tasks", 2, "--explore", 2, "--episodes", 3, "--noise", 0.5]
-    out = run_here(example("16"), "--out", "explored", *small)
-    calm, noisy = (EvalResult.load(tmp_path / f"explored/reacher-goal-mamba-ad-explored-{x}.json") for x in ("0", 0.5))
+def test_explore_first(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    small = ["--tasks", "2", "--explore", "2", "--episodes", "3", "--noise", "0.5", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["16", *small])
+    exploring = runpy.run_path(str(example("16")))["agent"]
+    out = capsys.readouterr().out
+    calm, noisy = (EvalResult.load(tmp_path / f"reacher-goal-mamba-ad-explored-{noise}.json") for noise in ("0", "0.5"))
     agent = InContextAgent.from_pretrained("reacher-goal-mamba-ad")
     assert calm.returns == evaluate(agent, tasks=2, episodes=3, seeds=(0, 1, 2)).returns
     assert np.mean(noisy.returns, 0)[0] < np.mean(calm.returns, 0)[0] - 5  # noise costs
     assert np.mean(noisy.returns, 0)[2] > np.mean(noisy.returns, 0)[0] + 5  # and ends
     assert noisy.controls["reset_each_episode"]["final_return"]["mean"] < np.mean(noisy.returns, 0)[2] - 5
     assert len(re.findall(r"^test tasks, noise ", out, re.MULTILINE)) == 2
+    difference = paired_difference(noisy, calm)["mean"]
+    assert numbers(r"paired by task: (\S+) \[", out) == pytest.approx([difference], abs=0.01)
+    exploring.noise = 0.5
+    for each in (exploring, agent):
+        each.reset(num_envs=2, seed=0)
+    executed, meant = exploring.act(np.zeros((2, 8))), agent.act(np.zeros((2, 8)))
+    assert np.abs(executed - meant).min() > 1e-3
+    exploring.observe(np.zeros(2), np.zeros(2, bool))
+    remembered = exploring.get_state().tokens[:, exploring.model.layout.previous_action]
+    np.testing.assert_array_equal(remembered, executed)
