@@ -2,7 +2,7 @@
 
 Parts of the history as it is, with every reward replaced by their mean, and of another task: if that costs nothing, it
 does not read the task from it; if the rewards do not matter, it goes on as the source did, and not by what pays.
-A table and a figure; on two cores a minute for reacher-goal, more for others. --steps-per-task 2000 shows the way.
+A table and a figure; a minute for reacher-goal, more for others. --steps-per-task 2000 shows the way.
 """
 
 import argparse
@@ -30,7 +30,6 @@ parser.add_argument("--keep-every", type=int, help="one episode in so many is sh
 parser.add_argument("--parts", type=float, nargs="+", default=[0, 0.1, 0.25, 0.5, 0.75, 1], help="shown of a history")
 parser.add_argument("--episodes", type=int, default=5, help="that the agent then lives itself")
 arguments = parser.parse_args()
-
 agent = InContextAgent.from_pretrained(arguments.agent)
 out = arguments.out or Path("runs/shown") / agent.config.name
 out.mkdir(parents=True, exist_ok=True)
@@ -47,7 +46,7 @@ kept = [kept_episodes(len(dataset.episode_ends(first[task])), keep_every).tolist
 
 def returns_after(another: int = 0, rewards: bool = True) -> list[list[list[float]]]:
     """Returns [tasks, parts, episodes] in each task, once the agent was shown each part of a history."""
-    found: list[list[list[float]]] = [[] for _ in tasks]
+    found = [[] for _ in tasks]
     for task, shown in enumerate(np.roll(range(len(tasks)), -another)):
         env = agent.make_env(task=tasks[task])
         for part in parts:
@@ -60,20 +59,21 @@ def returns_after(another: int = 0, rewards: bool = True) -> list[list[list[floa
     return found
 
 
-found = {"its": returns_after(), "without rewards": returns_after(rewards=False), "another's": returns_after(another=1)}
+found = {"its history": returns_after(), "its history without rewards": returns_after(rewards=False)}
+found["another task's history"] = returns_after(another=1)
 returns = [dataset.history(first[task], kept[task]).returns for task in range(len(tasks))]
 source = [np.interp(parts, np.linspace(0, 1, len(curve)), curve).tolist() for curve in returns]
 curves = {"the source": np.mean(source, 0)} | {f"after {of}": np.mean(found[of], 0)[:, 0] for of in found}
 table, figure = Table("shown", *curves), Figure(figsize=(6, 4), layout="constrained", dpi=130)
+panel = figure.subplots()
 for part, *values in zip(parts, *curves.values(), strict=True):
     table.add_row(f"{part:.0%}", *(f"{value:.2f}" for value in values))
-Console(width=110).print("mean return of the next episode:", table)
-panel = figure.subplots()
+Console(width=120).print("mean return of the next episode:", table)
 for label, curve in curves.items():
     panel.plot(parts, curve, "o-", label=label)
 panel.set(xlabel="part of a learning history shown", ylabel="return of the next episode", title=agent.config.name)
 panel.legend()
 figure.savefig(out / "shown.png")
-record = {"agent": agent.config.name, "tasks": tasks, "keep_every": keep_every, "parts": parts, "source": source}
-(out / "shown.json").write_text(json.dumps(record | found), encoding="utf-8")
+found |= {"agent": agent.config.name, "tasks": tasks, "keep_every": keep_every, "parts": parts, "source": source}
+(out / "shown.json").write_text(json.dumps(found), encoding="utf-8")
 print(f"picture: {out / 'shown.png'}")

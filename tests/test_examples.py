@@ -382,12 +382,17 @@ def test_shown_a_history(run_here: Callable[..., str], tmp_path: Path) -> None:
     halves = [data.history(h, [3, 7]) for h in histories]  # of 2.5 episodes
     for task in (0, 9):
         own = [after(tasks[task], part) for part in (None, halves[task], shown[task])]
-        np.testing.assert_allclose(np.ravel(found["its"][task]), own, rtol=1e-4)
-        assert found["another's"][task][2] == [pytest.approx(after(tasks[task], shown[(task + 1) % 10]), rel=1e-4)]
+        np.testing.assert_allclose(np.ravel(found["its history"][task]), own, rtol=1e-4)
+        assert found["another task's history"][task][2] == [
+            pytest.approx(after(tasks[task], shown[(task + 1) % 10]), rel=1e-4)
+        ]
         flat = replace(shown[task], rewards=np.full_like(shown[task].rewards, shown[task].rewards.mean()))
-        assert found["without rewards"][task][2] == [pytest.approx(after(tasks[task], flat), rel=1e-4)]
+        assert found["its history without rewards"][task][2] == [pytest.approx(after(tasks[task], flat), rel=1e-4)]
         assert found["source"][task] == pytest.approx(shown[task].returns[[0, 2, 4]])
-    means = [f"{np.mean([episodes[2][0] for episodes in found[of]]):.2f}" for of in ("its", "without rewards")]
+    means = [
+        f"{np.mean([episodes[2][0] for episodes in found[of]]):.2f}"
+        for of in ("its history", "its history without rewards")
+    ]
     assert re.search(rf"100% .* {means[0]} .* {means[1]} ", out)
     assert (tmp_path / "shown/shown.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit):
