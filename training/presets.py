@@ -192,8 +192,8 @@ def distillation_preset(env_id: str, preset: str, backbone: str = "mamba", metho
 
 
 _REINFORCEMENT: dict[str, ReinforcementConfig] = {
-    # How the shipped agents are made, but for Reacher-Goal's, which got hardly better (with ten val tasks, which chose
-    # badly): see docs/results.md.
+    # How the shipped agents are made, but for Reacher-Goal's, which no setting that was tried made better: see
+    # docs/results.md.
     _REACHER_GOAL: ReinforcementConfig(
         "",
         _REACHER_GOAL,
