@@ -34,12 +34,12 @@ agent = InContextAgent.from_pretrained(arguments.agent)
 out = arguments.out or Path("runs/shown") / agent.config.name
 out.mkdir(parents=True, exist_ok=True)
 data = arguments.data or out / "histories"
+trained = (load_training_record(resolve(arguments.agent)) or {}).get("config", {})
+keep_every = arguments.keep_every or trained.get("keep_every") or parser.error("its training does not say --keep-every")
 if arguments.data is None:
     run_collection(agent.config.env_id, data, subset="val", steps_per_task=arguments.steps_per_task)
 dataset = HistoryDataset(data)
 tasks, parts = dataset.manifest.tasks, sorted(set(arguments.parts))
-trained = (load_training_record(resolve(arguments.agent)) or {}).get("config", {})
-keep_every = arguments.keep_every or trained.get("keep_every") or parser.error("its training does not say --keep-every")
 first = {dataset.task_index(h): h for h in reversed(range(len(dataset)))}  # one history of each task
 kept = [kept_episodes(len(dataset.episode_ends(first[task])), keep_every).tolist() for task in range(len(tasks))]
 

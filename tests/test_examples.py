@@ -396,7 +396,8 @@ def test_shown_a_history(run_here: Callable[..., str], tmp_path: Path) -> None:
     assert re.search(rf"100% .* {means[0]} .* {means[1]} ", out)
     assert (tmp_path / "shown/shown.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit):
-        run_here(example("15"), "--agent", "pusher-goal-mamba", "--data", tmp_path / "shown/histories")
+        run_here(example("15"), "--agent", "pusher-goal-mamba", "--out", "never")
+    assert not (tmp_path / "never/histories").exists()  # it says so before it collects
 
 
 def test_explore_first(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
