@@ -59,9 +59,10 @@ def table_row(name: str, result: EvalResult, parameters: int | None = None) -> s
 
 
 def learning(result: EvalResult) -> str:
-    """Mean returns in episodes 1, 10 and 40, as README's table of Algorithm Distillation has them."""
+    """Mean returns in episodes 1, 10 and 40, and normalized, as README's table of Algorithm Distillation has them."""
     returns = np.mean(result.returns, 0)[[0, 9, 39]]
-    return " / ".join(f"{value:.{digits(np.max(np.abs(returns)))}f}" for value in returns)
+    curve = " / ".join(f"{value:.{digits(np.max(np.abs(returns)))}f}" for value in returns)
+    return f"{curve} | {quoted(result.summary['final_normalized'])}"
 
 
 def control_row(name: str, result: EvalResult) -> str:
@@ -84,8 +85,8 @@ for env_id in dict.fromkeys(result.env_id for result in found):
     print("picture:", plot_results(results, arguments.out / f"{name}.png"))
     by_task(results, arguments.out / f"{name}-by-task.png")
     for result in results:
-        gained = result.summary["episodes_to_90_percent_of_gain"]
-        print(f"{result.agent}, episode 1 / 10 / 40: {learning(result)}; 90 % of its gain by episode {gained}")
+        print(f"{result.agent}, episode 1 / 10 / 40 | normalized: {learning(result)}")
+        print(f"{result.agent}, 90 % of its gain by episode {result.summary['episodes_to_90_percent_of_gain']}")
     for other in results[1:]:
         difference = paired_difference(results[0], other)
         print(f"{results[0].agent} minus {other.agent}, paired by task: {quoted(difference, 3)}")
@@ -94,6 +95,7 @@ for env_id in dict.fromkeys(result.env_id for result in found):
         print(table_row(result.agent, result, sum(p.numel() for p in model.parameters())))
 others = {path.stem: EvalResult.load(path) for path in sorted(arguments.others.glob("*.json"))}
 for name, result in others.items():
+    print(f"{name}, episode 1 / 10 / 40 | normalized: {learning(result)}")
     print(table_row(name, result))
 for name, result in sorted({**{result.agent: result for result in found}, **others}.items()):
     if "swapped_rewards" in result.controls:

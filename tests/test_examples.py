@@ -66,7 +66,7 @@ def numbers(pattern: str, text: str) -> list[float]:
 
 
 def test_every_example_has_a_test() -> None:
-    assert [path.name[:2] for path in EXAMPLES] == [f"{number:02d}" for number in range(1, 17)]
+    assert [path.name[:2] for path in EXAMPLES] == [f"{number:02d}" for number in range(1, 18)]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -323,8 +323,9 @@ def test_results_are_redrawn_from_the_raw_ones(run_here: Callable[..., str], tmp
         found = re.search(rf"^{name}-mamba minus {name}-transformer, paired by task: (.*)$", out, re.MULTILINE)
         assert found is not None
         assert f"| {found[1]} |" in "\n".join(readme)
-    distilled = re.findall(r"^\S+-ad(?:-gaussian)?, episode 1 / 10 / 40: (.*?);", out, re.MULTILINE)
-    assert len(distilled) == sum("-ad" in name for name in agent_names())
+    distilled = re.findall(r"^\S+-ad(?:-gaussian)?, episode 1 / 10 / 40 \| normalized: (.*\])", out, re.MULTILINE)
+    bundled = sum("-ad" in name for name in agent_names())
+    assert len(distilled) == bundled + len(list(others.glob("*-ad-gaussian.json")))
     assert all(f"| {learned} |" in "\n".join(readme) for learned in distilled)
 
 
@@ -422,3 +423,31 @@ def test_explore_first(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     exploring.observe(np.zeros(2), np.zeros(2, bool))
     remembered = exploring.get_state().tokens[:, exploring.model.layout.previous_action]
     np.testing.assert_array_equal(remembered, executed)
+
+
+@pytest.mark.usefixtures("small_presets")
+def test_options_of_distillation(run_here: Callable[..., str], tmp_path: Path) -> None:
+    options = {
+        "paper": {"target": "sampled", "keep_every": 10, "episodes": 40, "batch_size": 16},
+        "gaussian+short-context": {"head": "gaussian", "keep_every": 10, "episodes": 10, "batch_size": 64},
+        "fading-others:final-policy": {"target": "final_policy", "episodes": 40, "batch_size": 16},
+    }
+    small = [example("17"), "--steps-per-task", 400, "--updates", 1, "--seed", 5, "--out", "options"]
+    out = run_here(*small, "--only", *options)
+    runs = tmp_path / "options"
+    for option, expected in options.items():
+        config = json.loads((runs / re.sub("[:+]", "-", option) / "training.json").read_text())["config"]
+        assert {name: config[name] for name in expected} == expected
+        assert (config["updates"], config["seed"]) == (1, 5)
+    made = HistoryDataset(runs / "fading-others").manifest
+    assert made.hyperparameters["parent"]["digest"] == HistoryDataset(runs / "histories").manifest.digest()
+    assert made.hyperparameters["wrong_experts"] == 0.5
+    agent = InContextAgent.from_pretrained(runs / "fading-others-final-policy")
+    result = EvalResult.load(runs / "fading-others-final-policy.json")
+    assert result.returns == evaluate(agent, subset="val").returns
+    assert numbers(r"^. fading-others:final-policy +\S (\S+) ", out) == [
+        pytest.approx(result.summary["first_return"]["mean"], abs=0.1)
+    ]
+    with pytest.raises(SystemExit):
+        run_here(*small, "--only", "others:unheard-of")
+    assert not (runs / "others").exists()
