@@ -1,4 +1,4 @@
-"""Does training with another seed give the same conclusions? Distils every backbone by several seeds from one teacher.
+"""Does training with another seed give the same conclusions? Distils every backbone by several seeds.
 
 A table of how each ends on unseen test tasks, and how often it follows the rewards of another task, the difference of
 the backbones, and a figure. The results go into --out as JSON. Some hours on two cores with the defaults; the same
@@ -18,15 +18,16 @@ from icrl_agents import InContextAgent, evaluate
 from icrl_agents.atomic import write_text_atomically
 from icrl_agents.envs import resolve_env_id, short_name
 from icrl_agents.evaluation import LAST_EPISODES, EvalResult, difference_over_seeds, paired_difference
-from icrl_agents.training.pipeline import EVALUATION_SEEDS, run_training
+from icrl_agents.training.pipeline import EVALUATION_SEEDS, SOURCES, run_training
 from icrl_agents.training.sources.presets import run_collection
 
 KINDS = ["mamba", "mamba2", "transformer"]
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--env", default="half-cheetah-vel")
-parser.add_argument("--out", type=Path, help="default: runs/seeds/ENV")
-parser.add_argument("--data", type=Path, help="a teacher that was collected before; default: collect one into --out")
-parser.add_argument("--steps-per-task", type=int, help="of the teacher; default: the preset's")
+parser.add_argument("--out", type=Path, help="default: runs/seeds/ENV-METHOD")
+parser.add_argument("--method", default="on-policy", choices=list(SOURCES), help="as in icrl-agents train")
+parser.add_argument("--data", type=Path, help="sources that were collected before; default: collect them into --out")
+parser.add_argument("--steps-per-task", type=int, help="of the sources; default: the preset's")
 parser.add_argument("--backbones", nargs="+", default=KINDS[::2], choices=KINDS)
 parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings")
 parser.add_argument("--updates", type=int, help="of each; default: the preset's")
@@ -35,10 +36,10 @@ parser.add_argument("--episodes", type=int, default=40, help="of the evaluation"
 arguments = parser.parse_args()
 
 env_id = resolve_env_id(arguments.env)
-out = arguments.out or Path("runs/seeds") / short_name(env_id)
-teacher = arguments.data or out / "teacher"
+out = arguments.out or Path("runs/seeds") / f"{short_name(env_id)}-{arguments.method}"
+data = arguments.data or out / "data"
 if arguments.data is None:
-    run_collection(env_id, teacher, source="task-informed", steps_per_task=arguments.steps_per_task)
+    run_collection(env_id, data, source=SOURCES[arguments.method], steps_per_task=arguments.steps_per_task)
 
 table = Table("backbone", "seed", "episode 1", f"last {LAST_EPISODES}", "normalized", "IQM", "followed")
 figure = Figure(figsize=(6.5, 4), layout="constrained")
@@ -48,7 +49,7 @@ for color, backbone in enumerate(found):
     for seed in dict.fromkeys(arguments.seeds):
         folder = out / f"{backbone}-{seed}"
         changes = {"updates": arguments.updates, "seed": seed, "name": folder.name}
-        run_training(env_id, teacher, folder, backbone=backbone, method="on-policy", **changes)
+        run_training(env_id, data, folder, backbone=backbone, method=arguments.method, **changes)
         agent = InContextAgent.from_pretrained(folder)
         result = evaluate(agent, tasks=arguments.tasks, episodes=arguments.episodes, seeds=EVALUATION_SEEDS)
         result.save(out / f"{folder.name}.json")
@@ -66,7 +67,7 @@ for other, difference in differences.items():
     pairs = zip(found[ours], found[other], strict=True)
     by_seed = ", ".join(f"{paired_difference(mine, theirs)['mean']:.3f}" for mine, theirs in pairs)
     print(f"{ours} minus {other}, normalized, by seed: {by_seed}; over seeds and tasks: {difference}")
-panel.set(xlabel="episode of an unseen task", ylabel="return", title=f"{arguments.env}, seeds {arguments.seeds}")
+panel.set(xlabel="episode of an unseen task", ylabel="return", title=f"{out.name}, seeds {arguments.seeds}")
 panel.legend()
 figure.savefig(out / "seeds.png", dpi=150)
 record = {"command": vars(arguments), "differences": differences}

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from icrl_agents import InContextAgent, evaluate
 from icrl_agents.envs import resolve_env_id, short_name
-from icrl_agents.evaluation import LAST_EPISODES
 from icrl_agents.model_card import quoted
 from icrl_agents.training.pipeline import run_training
 from icrl_agents.training.presets import distillation_preset
@@ -33,6 +32,7 @@ TRAININGS = {
     "final-policy": {"target": "final_policy"},
     "gaussian": {"head": "gaussian"},
     "transformer": {"backbone": "transformer"},
+    "on-policy": {"method": "on-policy", "episodes": 0.25},  # the student acts, the sources' final policies teach
     "keep-half": {"keep_every": 2, "episodes": 0.5},  # times the preset's, the batch accordingly
     "short-context": {"episodes": 0.25},
 }
@@ -59,13 +59,13 @@ out = arguments.out or Path("runs/options") / short_name(arguments.env)
 histories = arguments.data or out / "histories"
 if arguments.data is None:
     run_collection(arguments.env, histories, steps_per_task=arguments.steps_per_task)
-table = Table("option", "episode 1", f"last {LAST_EPISODES}", "normalized", "best update")
+table = Table("option", "episode 1", "last episodes", "normalized", "best update")
 for option in arguments.only:
     dataset, _, trainings = option.rpartition(":")
     changes = {name: value for training in trainings.split("+") for name, value in TRAININGS[training].items()}
     if dataset:
         regenerate(histories, out / dataset, RegenerationConfig(**DATASETS[dataset]))
-    preset = distillation_preset(arguments.env, "laptop", changes.get("backbone", "mamba"))
+    preset = distillation_preset(arguments.env, "laptop")
     for name in changes.keys() & {"keep_every", "episodes"}:
         changes[name] = max(1, round(changes[name] * getattr(preset, name)))
     changes["batch_size"] = preset.batch_size * preset.episodes // changes.get("episodes", preset.episodes)

@@ -345,14 +345,16 @@ def test_fine_tune(
 
 
 @pytest.mark.usefixtures("small_presets")
-def test_training_seeds(run_here: Callable[..., str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["ad", "on-policy"])
+def test_training_seeds(method: str, run_here: Callable[..., str], tmp_path: Path) -> None:
     small = ["--steps-per-task", 200, "--updates", 1, "--seeds", 3, 4, "--tasks", 2, "--episodes", 2]
-    out = run_here(example("14"), "--env", "reacher-goal", "--out", "seeds", *small)
+    out = run_here(example("14"), "--env", "reacher-goal", "--method", method, "--out", "seeds", *small)
     finals = {}
     for backbone in ("mamba", "transformer"):
         for seed in (3, 4):
             training = json.loads((tmp_path / f"seeds/{backbone}-{seed}/training.json").read_text())
             assert training["config"]["seed"] == seed
+            assert (training["config"]["on_policy"] is None) == (method == "ad")
             result = EvalResult.load(tmp_path / f"seeds/{backbone}-{seed}.json")
             finals[backbone, seed] = np.mean(result.normalized)  # two episodes are all of the last five
     gaps = [finals["mamba", seed] - finals["transformer", seed] for seed in (3, 4)]
@@ -430,6 +432,7 @@ def test_options_of_distillation(run_here: Callable[..., str], tmp_path: Path) -
     options = {
         "paper": {"target": "sampled", "keep_every": 10, "episodes": 40, "batch_size": 16},
         "gaussian+short-context": {"head": "gaussian", "keep_every": 10, "episodes": 10, "batch_size": 64},
+        "on-policy": {"target": "final_policy", "episodes": 10, "batch_size": 64},
         "fading-others:final-policy": {"target": "final_policy", "episodes": 40, "batch_size": 16},
     }
     small = [example("17"), "--steps-per-task", 400, "--updates", 1, "--seed", 5, "--out", "options"]
