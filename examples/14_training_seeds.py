@@ -67,7 +67,7 @@ for other, difference in differences.items():
     pairs = zip(found[ours], found[other], strict=True)
     by_seed = ", ".join(f"{paired_difference(mine, theirs)['mean']:.3f}" for mine, theirs in pairs)
     print(f"{ours} minus {other}, normalized, by seed: {by_seed}; over seeds and tasks: {difference}")
-panel.set(xlabel="episode of an unseen task", ylabel="return", title=f"{out.name}, seeds {arguments.seeds}")
+panel.set(xlabel="episode of an unseen task", ylabel="return", title=f"{short_name(env_id)}, {arguments.method}")
 panel.legend()
 figure.savefig(out / "seeds.png", dpi=150)
 record = {"command": vars(arguments), "differences": differences}

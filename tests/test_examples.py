@@ -20,6 +20,7 @@ from icrl_agents.agent import InContextAgent
 from icrl_agents.envs import MetaEnvDefinition, Task, env_ids, sample_tasks, short_name, task_split
 from icrl_agents.evaluation import EvalResult, evaluate, paired_difference, rollout
 from icrl_agents.hub import agent_names, packaged
+from icrl_agents.model_card import quoted
 from icrl_agents.training import pipeline, presets
 from icrl_agents.training.collection import CollectionConfig, collect
 from icrl_agents.training.histories import History, HistoryDataset
@@ -329,6 +330,14 @@ def test_results_are_redrawn_from_the_raw_ones(run_here: Callable[..., str], tmp
     assert all(f"| {learned} |" in "\n".join(readme) for learned in distilled)
 
 
+def test_the_log_tells_what_each_option_gave() -> None:
+    log = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    for path in (ROOT / "docs/results/options").glob("*/*.json"):
+        of_test = "(test " if path.parent.name.endswith("-test") else ""
+        normalized = f"{of_test}{quoted(EvalResult.load(path).summary['final_normalized'])}"
+        assert re.search(rf"^\| `{path.stem}`.*{re.escape(normalized)}", log, re.MULTILINE)
+
+
 def test_fine_tune(
     checkpoint: Path, run_here: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -430,27 +439,26 @@ def test_explore_first(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 @pytest.mark.usefixtures("small_presets")
 def test_options_of_distillation(run_here: Callable[..., str], tmp_path: Path) -> None:
     options = {
-        "paper": {"target": "sampled", "keep_every": 10, "episodes": 40, "batch_size": 16},
-        "gaussian+short-context": {"head": "gaussian", "keep_every": 10, "episodes": 10, "batch_size": 64},
-        "on-policy": {"target": "final_policy", "episodes": 10, "batch_size": 64},
-        "fading-others:final-policy": {"target": "final_policy", "episodes": 40, "batch_size": 16},
+        "paper": {"target": "sampled", "head": "deterministic", "episodes": 40, "batch_size": 16},
+        "others-gaussian-source-mean": {"target": "source_mean", "head": "gaussian", "episodes": 40, "batch_size": 16},
+        "teachers-act": {"target": "final_policy", "episodes": 10, "batch_size": 64},
     }
     small = [example("17"), "--steps-per-task", 400, "--updates", 1, "--seed", 5, "--out", "options"]
     out = run_here(*small, "--only", *options)
     runs = tmp_path / "options"
     for option, expected in options.items():
-        config = json.loads((runs / re.sub("[:+]", "-", option) / "training.json").read_text())["config"]
+        config = json.loads((runs / option / "training.json").read_text())["config"]
         assert {name: config[name] for name in expected} == expected
         assert (config["updates"], config["seed"]) == (1, 5)
-    made = HistoryDataset(runs / "fading-others").manifest
+    assert (config["on_policy"]["teacher"], config["on_policy"]["wrong_teacher"]) == ([1.0], 0.5)  # the last one's
+    made = HistoryDataset(runs / "others").manifest
     assert made.hyperparameters["parent"]["digest"] == HistoryDataset(runs / "histories").manifest.digest()
     assert made.hyperparameters["wrong_experts"] == 0.5
-    agent = InContextAgent.from_pretrained(runs / "fading-others-final-policy")
-    result = EvalResult.load(runs / "fading-others-final-policy.json")
+    agent = InContextAgent.from_pretrained(runs / "teachers-act")
+    result = EvalResult.load(runs / "teachers-act.json")
     assert result.returns == evaluate(agent, subset="val").returns
-    assert numbers(r"^. fading-others:final-policy +\S (\S+) ", out) == [
+    assert numbers(r"^. teachers-act +\S (\S+) ", out) == [
         pytest.approx(result.summary["first_return"]["mean"], abs=0.1)
     ]
     with pytest.raises(SystemExit):
-        run_here(*small, "--only", "others:unheard-of")
-    assert not (runs / "others").exists()
+        run_here(*small, "--only", "paper", "unheard-of")
