@@ -1,27 +1,26 @@
-"""Ctrl-C that waits until what it would cut in half is done."""
+"""Ctrl-C, and the SIGTERM of schedulers, that wait until what they would cut in half is done."""
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 
 @contextmanager
 def interrupts() -> Iterator[list[int]]:
-    """Collects Ctrl-C, so that an update is never cut in half; a second one is not held back."""
+    """Collects SIGINT and SIGTERM, so that an update is never cut in half; a second Ctrl-C is not held back."""
     caught: list[int] = []
 
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
-        if caught:
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and number in caught:
             raise KeyboardInterrupt
         caught.append(number)
 
-    try:
-        previous = signal.signal(signal.SIGINT, on_interrupt)
-    except ValueError:  # only the main thread may; elsewhere there is no Ctrl-C to catch
+    with ExitStack() as restored:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                previous = signal.signal(number, on_signal)
+            except ValueError:  # only the main thread may; elsewhere there is nothing to catch
+                break
+            restored.callback(signal.signal, number, previous)
         yield caught
-        return
-    try:
-        yield caught
-    finally:
-        signal.signal(signal.SIGINT, previous)

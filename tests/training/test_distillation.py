@@ -141,20 +141,21 @@ def test_a_kill_between_saves_repeats_what_was_lost(data, tmp_path, monkeypatch)
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_ctrl_c_saves_and_the_same_call_goes_on(data, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_saves_and_the_same_call_goes_on(data, tmp_path, number):
     of = config(val_episodes=2)
 
     def rollout(agent):
         return np.zeros((3, 2))
 
     def interrupting(agent):
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
         return rollout(agent)
 
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt, match="saved after update 2 of 6; the same command goes on"):
         quietly(of, data, tmp_path / "stopped", rollout=interrupting)
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(number) is handler
     quietly(of, data, tmp_path / "stopped", rollout=rollout)
     quietly(of, data, tmp_path / "whole", rollout=rollout)
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
