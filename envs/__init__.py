@@ -9,15 +9,18 @@ Importing this module registers them::
 """
 
 import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import load_env_creator
 
-from icrl_agents.envs.anchors import Anchors, load_anchors
+from icrl_agents.envs.anchors import Anchors, has_anchors, load_anchors, register_anchors
 from icrl_agents.envs.definition import MetaEnvDefinition, PhysicsState, Task
+from icrl_agents.envs.own_modules import ADVICE, import_own_modules
 from icrl_agents.envs.single import MetaEnv
-from icrl_agents.envs.splits import TaskSplit, split_names, split_of
+from icrl_agents.envs.splits import TaskSplit, default_split_of, register_split_of, split_names, split_of
 from icrl_agents.envs.vector import MetaVectorEnv
 from icrl_agents.errors import ConfigError, UnknownNameError
 
@@ -48,6 +51,7 @@ _ENVS: dict[str, tuple[str, str, int]] = {
 
 def env_ids() -> tuple[str, ...]:
     """The registered ids, sorted."""
+    import_own_modules()
     return tuple(sorted(_ENVS))
 
 
@@ -63,9 +67,10 @@ def resolve_env_id(name: str) -> str:
     Raises:
         UnknownNameError: no such environment.
     """
+    import_own_modules()
     by_short_name = {short_name(env_id): env_id for env_id in _ENVS}
     if name not in _ENVS and name not in by_short_name:
-        raise UnknownNameError("environment", name, by_short_name)
+        raise UnknownNameError("environment", name, by_short_name, ADVICE)
     return by_short_name.get(name, name)
 
 
@@ -75,14 +80,24 @@ def env_definition(env_id: str) -> MetaEnvDefinition:
     Raises:
         UnknownNameError: no such environment.
     """
+    import_own_modules()
     if env_id not in _ENVS:
-        raise UnknownNameError("environment", env_id, _ENVS)
+        raise UnknownNameError("environment", env_id, _ENVS, ADVICE)
     env_class: Any = load_env_creator(_ENVS[env_id][0])
     return env_class.definition
 
 
-def task_split(env_id: str, name: str = "paper") -> TaskSplit:
-    """A named split of an environment's tasks into train, val and test.
+def default_split(env_id: str) -> str:
+    """The split that is meant where none is named: ``"paper"``, or the first that was registered.
+
+    Raises:
+        UnknownNameError: no such environment, or it has none.
+    """
+    return default_split_of(env_definition(env_id))
+
+
+def task_split(env_id: str, name: str | None = None) -> TaskSplit:
+    """A named split of an environment's tasks into train, val and test; None is ``"paper"``, or your own first one.
 
     Raises:
         UnknownNameError: no such environment or split.
@@ -128,6 +143,37 @@ def register_meta_env(env_id: str, entry_point: str, vector_entry_point: str, ho
     _ENVS[env_id] = (entry_point, vector_entry_point, horizon)
 
 
+def register_split(
+    env_id: str,
+    name: str,
+    *,
+    train: Sequence[Mapping[str, Any]],
+    val: Sequence[Mapping[str, Any]],
+    test: Sequence[Mapping[str, Any]],
+    anchors: str | Path | None = None,
+) -> TaskSplit:
+    """Give an environment a split of your own: what is trained on, selected on, and reported on.
+
+    Args:
+        env_id: a registered id.
+        name: not taken yet; the first one of an environment of your own is its default.
+        train: tasks to learn from.
+        val: tasks to select on.
+        test: tasks to report on.
+        anchors: file of what ``icrl-agents anchors --out FILE`` measured on it, which evaluations normalize by; it
+            need not be there yet.
+
+    Raises:
+        UnknownNameError: no such environment.
+        ConfigError: a name that is taken or no word.
+        TaskError: a part without tasks, a task that does not fit the environment, or one in two parts.
+    """
+    split = register_split_of(env_definition(env_id), name, train, val, test)
+    if anchors is not None:
+        register_anchors(env_id, name, anchors)
+    return split
+
+
 def _register(env_id: str, entry_point: str, vector_entry_point: str, horizon: int) -> None:
     gymnasium.register(env_id, entry_point, vector_entry_point=vector_entry_point, max_episode_steps=horizon)
 
@@ -144,10 +190,13 @@ __all__ = [
     "PhysicsState",
     "Task",
     "TaskSplit",
+    "default_split",
     "env_definition",
     "env_ids",
+    "has_anchors",
     "load_anchors",
     "register_meta_env",
+    "register_split",
     "resolve_env_id",
     "sample_tasks",
     "short_name",

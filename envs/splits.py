@@ -6,12 +6,14 @@
              Ant-Dir            MACAW's test directions: train 40, val 5, test 5
 
 PEARL and MACAW have no val: it is taken from their training tasks, so that their test tasks stay comparable.
+Environments of your own bring splits by :func:`register_split`.
 """
 
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -19,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from icrl_agents.envs.definition import MetaEnvDefinition
-from icrl_agents.errors import TaskError, UnknownNameError
+from icrl_agents.errors import ConfigError, TaskError, UnknownNameError
 
 Subset = Literal["train", "val", "test"]
 
@@ -120,19 +122,60 @@ _SPLITS: Mapping[tuple[str, str], Callable[[MetaEnvDefinition], Lists]] = {
 }
 
 
+_REGISTERED: dict[tuple[str, str], TaskSplit] = {}
+"""(environment, name) -> splits of users' own, in the order in which they came."""
+
+
+def register_split_of(
+    definition: MetaEnvDefinition,
+    name: str,
+    train: Sequence[Mapping[str, Any]],
+    val: Sequence[Mapping[str, Any]],
+    test: Sequence[Mapping[str, Any]],
+) -> TaskSplit:
+    """See :func:`icrl_agents.envs.register_split`."""
+    env_id = definition.env_id
+    if name in split_names(env_id):
+        raise ConfigError(f"{env_id} has a split {name!r} already")
+    if not isinstance(name, str) or re.fullmatch(r"[\w-]+", name) is None:
+        raise ConfigError(f"a split's name has letters, digits, '_' and '-', got {name!r}")
+    lists = [tuple(definition.canonical_task(task) for task in tasks) for tasks in (train, val, test)]
+    taken: dict[str, str] = {}
+    for subset, tasks in zip(("train", "val", "test"), lists, strict=True):
+        if not tasks:
+            raise TaskError(f"split {name!r} of {env_id} has no {subset} tasks")
+        for task in tasks:
+            before = taken.setdefault(_canonical(task), subset)
+            if before != subset:
+                raise TaskError(f"split {name!r} of {env_id} has the task {task} in {before} and in {subset}")
+    split = TaskSplit(name, env_id, *lists, _content_hash(*lists))
+    _REGISTERED[env_id, name] = split
+    return copy.deepcopy(split)
+
+
 def split_names(env_id: str) -> tuple[str, ...]:
-    """The splits of an environment, sorted; none for an id that is not known here."""
-    return tuple(sorted(name for known, name in _SPLITS if known == env_id))
+    """The splits of an environment: those that come with it, sorted, then your own; none for an id not known here."""
+    own = (name for known, name in _REGISTERED if known == env_id)
+    return (*sorted(name for known, name in _SPLITS if known == env_id), *own)
 
 
-def split_of(definition: MetaEnvDefinition, name: str) -> TaskSplit:
-    """A named split, the caller's own.
+def default_split_of(definition: MetaEnvDefinition) -> str:
+    """See :func:`icrl_agents.envs.default_split`."""
+    names = split_names(definition.env_id)
+    if not names:
+        raise UnknownNameError(f"split of {definition.env_id}", "paper", names, "register_split gives it one.")
+    return "paper" if "paper" in names else names[0]
+
+
+def split_of(definition: MetaEnvDefinition, name: str | None) -> TaskSplit:
+    """A named split, the caller's own; None is the default one.
 
     Raises:
-        UnknownNameError: the environment has no split of that name.
+        UnknownNameError: the environment has no split of that name, or none.
         TaskError: the split's content is not what was published.
     """
-    return copy.deepcopy(_published(definition, name))
+    name = default_split_of(definition) if name is None else name
+    return copy.deepcopy(_REGISTERED.get((definition.env_id, name)) or _published(definition, name))
 
 
 @cache
@@ -140,12 +183,19 @@ def _published(definition: MetaEnvDefinition, name: str) -> TaskSplit:
     env_id = definition.env_id
     if (env_id, name) not in _SPLITS:
         raise UnknownNameError(f"split of {env_id}", name, split_names(env_id))
-    train, val, test = (tuple(tasks) for tasks in _SPLITS[env_id, name](definition))
-    canonical = json.dumps([train, val, test], sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    lists = tuple(tuple(tasks) for tasks in _SPLITS[env_id, name](definition))
+    digest = _content_hash(*lists)
     if digest != _FROZEN[env_id, name]:
         raise TaskError(f"split {name!r} of {env_id} has hash {digest}, but was published as {_FROZEN[env_id, name]}")
-    return TaskSplit(name, env_id, train, val, test, digest)
+    return TaskSplit(name, env_id, *lists, digest)
+
+
+def _content_hash(*lists: Sequence[Mapping[str, Any]]) -> str:
+    return hashlib.sha256(_canonical(lists).encode()).hexdigest()[:16]
+
+
+def _canonical(tasks: Any) -> str:
+    return json.dumps(tasks, sort_keys=True, separators=(",", ":"))
 
 
 def _velocities(values: np.ndarray) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from icrl_agents.envs import MetaEnv, MetaEnvDefinition, MetaVectorEnv, register_meta_env
+from icrl_agents.envs import MetaEnv, MetaEnvDefinition, MetaVectorEnv, register_meta_env, register_split, sample_tasks
 from icrl_agents.envs.markers import TARGET, arrow
 from icrl_agents.errors import TaskError
 from icrl_agents.testing import check_meta_env
@@ -56,6 +56,8 @@ class SwimmerDirVectorEnv(MetaVectorEnv):
 
 
 register_meta_env("own/SwimmerDir-v0", f"{__name__}:SwimmerDirEnv", f"{__name__}:SwimmerDirVectorEnv", horizon=200)
+tasks = sample_tasks("own/SwimmerDir-v0", 104, seed=0)
+register_split("own/SwimmerDir-v0", "mine", train=tasks[:64], val=tasks[64:74], test=tasks[74:])
 
 if __name__ == "__main__":
     check_meta_env("own/SwimmerDir-v0")

@@ -4,6 +4,7 @@ Training is imported by the commands that need it, so that running an agent need
 """
 
 import io
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from tyro.conf import Positional
 from icrl_agents.cli_data import DATA_COMMANDS, PullData, Regenerate
 from icrl_agents.cli_training import Anchors, Collect, Finetune, ImportMamba, Reproduce, Train
 from icrl_agents.cli_watch import Watch
+from icrl_agents.envs.own_modules import VARIABLE
 from icrl_agents.errors import IcrlError, InputError
 from icrl_agents.idle_threads import let_idle_threads_sleep
 
@@ -115,8 +117,8 @@ class Evaluate:
 
     agent: Positional[str]
     """Bundled name, directory, or Hub id."""
-    split: str = "paper"
-    """Named task split."""
+    split: str | None = None
+    """Named task split; default: the agent's own."""
     subset: Literal["val", "test"] = "test"
     """Report on test, select on val."""
     tasks: int = 30
@@ -163,8 +165,8 @@ class Compare:
 
     agents: Positional[tuple[str, ...]]
     """Agents (name, directory, Hub id) or results (JSON of evaluate)."""
-    split: str = "paper"
-    """Named task split."""
+    split: str | None = None
+    """Named task split; default: each agent's own."""
     subset: Literal["val", "test"] = "test"
     """Part of the split."""
     tasks: int = 30
@@ -180,7 +182,7 @@ class Compare:
         """Evaluate what is not a result yet, and show all beside each other."""
         from icrl_agents.agent import InContextAgent
         from icrl_agents.evaluation import EvalResult, evaluate, paired_difference
-        from icrl_agents.model_card import quoted
+        from icrl_agents.model_card import final_of, quoted
         from icrl_agents.plots import plot_results
 
         if not self.agents:
@@ -202,11 +204,10 @@ class Compare:
                         controls=False,
                     )
                 )
-        table = Table(
-            "agent", "episode 1", "last 5 episodes", "normalized", "IQM", f"minus {results[0].agent}, by task"
-        )
+        normalized = "normalized" if results[0].anchors else "return"
+        table = Table("agent", "episode 1", "last 5 episodes", normalized, "IQM", f"minus {results[0].agent}, by task")
         for result in results:
-            final = result.summary["final_normalized"]
+            final = final_of(result.summary)
             difference = "" if result is results[0] else quoted(paired_difference(result, results[0]))
             table.add_row(
                 result.agent,
@@ -296,10 +297,15 @@ def main(arguments: list[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # progress reaches a log file at once
     let_idle_threads_sleep()
+    if os.environ.get(VARIABLE):
+        sys.path.insert(0, os.getcwd())  # as python -m has it: own modules mostly lie where one works
     chosen: Any = tyro.extras.subcommand_cli_from_dict(
         {_command_name(command): command for command in COMMANDS},
         prog="icrl-agents",
-        description="Agents that learn a new task from interaction alone, with no weight update.",
+        description=(
+            "Agents that learn a new task from interaction alone, with no weight update. Environments and backbones of "
+            "your own: ICRL_IMPORT=MODULE names what registers them."
+        ),
         args=arguments,
     )
     try:
@@ -332,26 +338,30 @@ def _print_kernels() -> None:
 def _print_curve(result: "EvalResult") -> None:
     import numpy as np
 
-    table = Table(
-        "episode", "return", "normalized", title=f"{result.agent}: mean over {len(result.tasks)} unseen tasks"
-    )
-    returns, normalized = np.mean(result.returns, 0), np.mean(result.normalized, 0)
-    episodes = len(returns)
+    title = f"{result.agent}: mean over {len(result.tasks)} unseen tasks"
+    columns = {"return": np.mean(result.returns, 0)}
+    if result.anchors:
+        columns["normalized"] = np.mean(result.normalized, 0)
+    table = Table("episode", *columns, title=title)
+    episodes = len(result.returns[0])
     for episode in sorted({1, 2, 3, 5, 10, 20, 30, episodes} & set(range(1, episodes + 1))):
-        table.add_row(str(episode), f"{returns[episode - 1]:.2f}", f"{normalized[episode - 1]:.2f}")
+        table.add_row(str(episode), *(f"{values[episode - 1]:.2f}" for values in columns.values()))
     for name, meaning in (("random", ""), ("zero", ""), ("blind", "0"), ("oracle", "1")):
-        table.add_row(name, f"{np.mean(result.anchors[name]):.2f}", meaning, style="dim")
+        if name in result.anchors:
+            table.add_row(name, f"{np.mean(result.anchors[name]):.2f}", meaning, style="dim")
     console.print(table)
+    if not result.anchors:
+        console.print(f"split {result.split!r} of {result.env_id} has no anchors to normalize by")
 
 
 def _print_summary(result: "EvalResult") -> None:
-    from icrl_agents.model_card import quoted
+    from icrl_agents.model_card import final_of, quoted
 
     for name, value in result.summary.items():
         console.print(f"{name}: {quoted(value) if isinstance(value, dict) else value}")
     reset = result.controls.get("reset_each_episode")
     if reset:
-        console.print(f"control, forgetting at every episode: {quoted(reset['final_normalized'])}")
+        console.print(f"control, forgetting at every episode: {quoted(final_of(reset))}")
     swapped = result.controls.get("swapped_rewards")
     if swapped:
         console.print(

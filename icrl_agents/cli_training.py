@@ -10,6 +10,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from icrl_agents.config import Head
+from icrl_agents.errors import ConfigError
 
 Preset = Literal["laptop", "paper"]
 Method = Literal["ad", "on-policy"]
@@ -55,8 +56,8 @@ class Collect:
     """Where task-parallel and task-informed SAC and DroQ learn, e.g. cuda."""
     steps_per_task: int | None = None
     """Environment steps per task; default: the preset's."""
-    split: str = "paper"
-    """Named task split."""
+    split: str | None = None
+    """Named task split; default: paper, or the first of an environment of your own."""
     subset: str | None = None
     """Part of the split: train, val, test, sampled:N for N more, or several joined by +; default: the preset's."""
     seed: int = 0
@@ -112,7 +113,7 @@ class Train:
     data: Path | None = None
     """Folder of the dataset; default: where collect puts the method's source."""
     backbone: str = "mamba"
-    """Registered sequence model: mamba, mamba2, transformer."""
+    """Registered sequence model: mamba, mamba2, transformer, or one that ICRL_IMPORT brings."""
     preset: Preset = "laptop"
     """Size, sequence length and schedule."""
     method: Method = "ad"
@@ -216,8 +217,8 @@ class Anchors:
 
     env: Positional[str]
     """Environment, e.g. reacher-goal."""
-    split: str = "paper"
-    """Named task split."""
+    split: str | None = None
+    """Named task split; default: paper, or the first of an environment of your own."""
     steps_per_task: int = 200_000
     """Environment steps of each oracle."""
     informed: Path | None = None
@@ -227,9 +228,11 @@ class Anchors:
     data: Path | None = None
     """Folder for the oracles' histories; default: data/ENV/oracle."""
     out: Path | None = None
-    """JSON file; default: the one the package ships."""
+    """JSON file; default: the one the package ships. One of your own: register_split(..., anchors=FILE)."""
     only: tuple[Literal["zero", "random", "blind", "oracle"], ...] = ("zero", "random", "blind", "oracle")
     """Which to measure; the file then holds no others."""
+    floor: float | None = None
+    """Return below which an oracle has not been learned; default: what is known of the environment."""
     seed: int = 0
     """Of everything."""
 
@@ -244,19 +247,25 @@ class Anchors:
         keep_freed_memory()
         env_id = resolve_env_id(self.env)
         config = oracle_collection(env_id, self.split, self.steps_per_task, self.informed, self.seed)
-        options = f"--split {self.split} --steps-per-task {self.steps_per_task} --seed {self.seed}"
+        if self.out is None and not env_id.startswith("icrl/"):
+            raise ConfigError(f"the package ships no anchors of {env_id}: name the file with --out")
+        options = f"--split {config.split} --steps-per-task {self.steps_per_task} --seed {self.seed}"
         if self.informed is not None:
             options += f" --informed {self.informed}"
         if self.blind_iterations != 400:
             options += f" --blind-iterations {self.blind_iterations}"
         if set(self.only) != set(ANCHOR_NAMES):
             options += f" --only {' '.join(self.only)}"
+        if self.floor is not None:
+            options += f" --floor {self.floor:g}"
         command = f"icrl-agents anchors {self.env} {options}"
         out = self.out or Path(str(sys.modules[anchor_file_name.__module__].__file__)).parent / anchor_file_name(
-            env_id, self.split
+            env_id, config.split
         )
         data = self.data or Path("data") / short_name(env_id) / "oracle"
-        anchors = measure_anchors(config, data, command, only=self.only, blind_iterations=self.blind_iterations)
+        anchors = measure_anchors(
+            config, data, command, only=self.only, floor=self.floor, blind_iterations=self.blind_iterations
+        )
         save_anchors(anchors, out)
         for subset, returns in anchors.returns.items():
             means = ", ".join(f"{name} {sum(values) / len(values):.2f}" for name, values in returns.items())
@@ -274,7 +283,7 @@ class Reproduce:
     env: Positional[str] = "reacher-goal"
     """Environment, e.g. reacher-goal."""
     backbone: str = "mamba"
-    """Registered sequence model: mamba, mamba2, transformer."""
+    """Registered sequence model: mamba, mamba2, transformer, or one that ICRL_IMPORT brings."""
     preset: Preset = "laptop"
     """Amount of data, size and schedule."""
     method: Method = "on-policy"

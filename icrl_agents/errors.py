@@ -49,13 +49,16 @@ class UnknownNameError(IcrlError, LookupError):
         kind: what the name names, e.g. ``"agent"``.
         name: the name asked for.
         known: the names that exist.
+        advice: a sentence on where others come from.
     """
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], advice: str = "") -> None:
         names = sorted(known)
         near = get_close_matches(str(name), names, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}.")
+        super().__init__(
+            f"unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}.{advice and ' ' + advice}"
+        )
 
 
 class InputError(IcrlError, ValueError):

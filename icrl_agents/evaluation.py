@@ -1,7 +1,7 @@
 """Does it learn in context? Agents on unseen tasks, with anchors, controls and intervals.
 
     normalized return = (R - blind) / (oracle - blind), by task: 0 is the best policy that sees neither task nor reward,
-    1 the best policy that was told the task.
+    1 the best policy that was told the task. Where these anchors were not measured, returns alone are told.
 
 Controls: acting on task i with the rewards of task j (*swapped*) must make the agent do j; forgetting at every episode
 (*reset*) must cost what it learned over episodes. A third control, an agent trained with its rewards masked, is a
@@ -23,7 +23,7 @@ from icrl_agents.agent import InContextAgent
 from icrl_agents.agent_inputs import make_of
 from icrl_agents.atomic import write_text_atomically
 from icrl_agents.config import load_json
-from icrl_agents.envs import env_definition, load_anchors, task_split
+from icrl_agents.envs import default_split, env_definition, has_anchors, load_anchors, split_names, task_split
 from icrl_agents.errors import ConfigError, InputError
 
 LAST_EPISODES = 5
@@ -150,8 +150,8 @@ class EvalResult:
         tasks: N tasks.
         returns: ``[N][E]``.
         lengths: ``[N][E]`` steps.
-        anchors: ``zero, random, blind, oracle`` -> ``[N]``.
-        normalized: ``[N][E]``, (returns - blind) / (oracle - blind).
+        anchors: ``zero, random, blind, oracle`` -> ``[N]``; empty on a split of your own that has none.
+        normalized: ``[N][E]``, (returns - blind) / (oracle - blind); empty without anchors.
         first_episode: ``[N][H]`` reward per step inside episode 1.
         last_episode: ``[N][H]`` reward per step inside the last episode.
         controls: results of the controls.
@@ -177,8 +177,10 @@ class EvalResult:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        lengths = {len(row) for rows in (self.returns, self.normalized) for row in rows}
-        if len(lengths) != 1 or not len(self.tasks) == len(self.returns) == len(self.normalized):
+        given = [self.returns, self.normalized] if self.anchors else [self.returns]
+        if len({len(row) for rows in given for row in rows}) != 1 or any(
+            len(rows) != len(self.tasks) for rows in given
+        ):
             raise ConfigError(f"expected returns of {len(self.tasks)} tasks with equally many episodes each")
 
     def save(self, path: str | Path) -> None:
@@ -198,7 +200,7 @@ class EvalResult:
 def evaluate(
     agent: InContextAgent,
     *,
-    split: str = "paper",
+    split: str | None = None,
     subset: str = "test",
     tasks: int | None = None,
     episodes: int = 40,
@@ -210,7 +212,7 @@ def evaluate(
 
     Args:
         agent: to evaluate; it is reset.
-        split: named split of its environment.
+        split: named split of its environment; None is the one that it was trained on, or the environment's default.
         subset: ``"test"`` to report, ``"val"`` to select.
         tasks: the first so many tasks of the subset; None takes all.
         episodes: E, of each task.
@@ -219,17 +221,21 @@ def evaluate(
         on_episode: called with the number of finished episodes and their mean return, first seed only.
 
     Raises:
-        UnknownNameError: no such split or subset, or it has no anchors.
+        UnknownNameError: no such split or subset, or there are not all anchors of it.
         TaskError: the anchors are of another split content.
         InputError: no tasks, episodes or seeds.
     """
     if (tasks is not None and tasks < 1) or not seeds:
         raise InputError(f"tasks is at least 1 and there is at least one seed, got {tasks} and {tuple(seeds)}")
     env_id = agent.config.env_id
+    if split is None:
+        default = default_split(env_id)
+        split = agent.config.split if agent.config.split in split_names(env_id) else default
     chosen = task_split(env_id, split)
-    all_tasks = chosen.subset(subset)
-    subset_tasks = list(all_tasks[:tasks])
-    anchors = load_anchors(env_id, split, chosen.content_hash).of(subset)
+    subset_tasks = list(chosen.subset(subset)[:tasks])
+    anchors: Mapping[str, Sequence[float]] = {}
+    if has_anchors(env_id, split):
+        anchors = load_anchors(env_id, split, chosen.content_hash).of(subset)
     anchors = {name: list(values[: len(subset_tasks)]) for name, values in anchors.items()}
     runs = [
         rollout(agent, subset_tasks, episodes, seed, on_episode=on_episode if seed == seeds[0] else None)
@@ -237,8 +243,10 @@ def evaluate(
     ]
     averaged = ("returns", "lengths", "first_episode", "last_episode")
     mean = {name: np.mean([getattr(run, name) for run in runs], axis=0) for name in averaged}
-    blind, oracle = (np.asarray(anchors[name])[:, None] for name in ("blind", "oracle"))
-    normalized = (mean["returns"] - blind) / (oracle - blind)
+    normalized: list[list[float]] = []
+    if anchors:
+        blind, oracle = (np.asarray(anchors[name])[:, None] for name in ("blind", "oracle"))
+        normalized = ((mean["returns"] - blind) / (oracle - blind)).tolist()
     return EvalResult(
         agent=agent.config.name,
         env_id=env_id,
@@ -250,7 +258,7 @@ def evaluate(
         returns=mean["returns"].tolist(),
         lengths=mean["lengths"].tolist(),
         anchors=anchors,
-        normalized=normalized.tolist(),
+        normalized=normalized,
         first_episode=mean["first_episode"].tolist(),
         last_episode=mean["last_episode"].tolist(),
         controls=_controls(agent, subset_tasks, episodes, seeds[0], anchors) if controls else {},
@@ -262,24 +270,25 @@ def evaluate(
 def summarize(returns: np.ndarray, anchors: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """The numbers to quote, of returns ``[N, E]``: each a mean over tasks with its 95 % interval, and the IQM.
 
-    ``final`` is the mean of the last episodes. ``normalized`` averages the tasks' own ratios, ``normalized_of_means``
-    is the ratio of the averages, which tasks whose blind and oracle returns nearly coincide cannot dominate.
+    ``final`` is the mean of the last episodes. ``normalized``, where there are anchors, averages the tasks' own ratios,
+    ``normalized_of_means`` is the ratio of the averages, which tasks whose blind and oracle returns nearly coincide
+    cannot dominate.
     """
-    blind, oracle = np.asarray(anchors["blind"]), np.asarray(anchors["oracle"])
     final = returns[:, -LAST_EPISODES:].mean(1)
 
     def of_means(r: np.ndarray, b: np.ndarray, o: np.ndarray) -> np.ndarray:
         return (r - b).mean(-1) / (o - b).mean(-1)
 
     reached = returns.mean(0) >= returns[:, 0].mean() + 0.9 * (final.mean() - returns[:, 0].mean())
-    return {
-        "first_return": interval(returns[:, 0]),
-        "final_return": interval(final),
-        "first_normalized": interval((returns[:, 0] - blind) / (oracle - blind)),
-        "final_normalized": interval((final - blind) / (oracle - blind)),
-        "final_normalized_of_means": interval(final, blind, oracle, statistic=of_means),
-        "episodes_to_90_percent_of_gain": int(np.argmax(reached)) + 1,
-    }
+    summary: dict[str, Any] = {"first_return": interval(returns[:, 0]), "final_return": interval(final)}
+    if anchors:
+        blind, oracle = np.asarray(anchors["blind"]), np.asarray(anchors["oracle"])
+        summary |= {
+            "first_normalized": interval((returns[:, 0] - blind) / (oracle - blind)),
+            "final_normalized": interval((final - blind) / (oracle - blind)),
+            "final_normalized_of_means": interval(final, blind, oracle, statistic=of_means),
+        }
+    return {**summary, "episodes_to_90_percent_of_gain": int(np.argmax(reached)) + 1}
 
 
 def interval(
@@ -329,6 +338,8 @@ def interval(
 def paired_difference(ours: EvalResult, theirs: EvalResult) -> dict[str, float]:
     """Final normalized return of one agent minus another's, paired by task, with its 95 % interval.
 
+    Of results without anchors it is the return itself.
+
     Raises:
         InputError: they were not evaluated on the same tasks.
     """
@@ -337,7 +348,7 @@ def paired_difference(ours: EvalResult, theirs: EvalResult) -> dict[str, float]:
 
 
 def difference_over_seeds(ours: Sequence[EvalResult], theirs: Sequence[EvalResult]) -> dict[str, float]:
-    """Final normalized return of one recipe minus another's, each trained with several seeds.
+    """Final normalized return of one recipe minus another's, each trained with several seeds; without anchors, return.
 
     Returns:
         ``mean``, and the 95 % bootstrap interval ``low, high``, in which tasks are resampled for both together and
@@ -362,12 +373,14 @@ def difference_over_seeds(ours: Sequence[EvalResult], theirs: Sequence[EvalResul
 
 
 def _finals(results: Sequence[EvalResult]) -> np.ndarray:
-    """Normalized return of the last episodes ``[len(results), N]``."""
+    """Normalized return of the last episodes ``[len(results), N]``, or return where there are no anchors."""
     first = results[0]
     for result in results:
-        if result.tasks != first.tasks:
+        if (result.env_id, result.tasks) != (first.env_id, first.tasks):
             raise InputError(f"{first.agent} and {result.agent} were evaluated on different tasks")
-    return np.stack([np.asarray(result.normalized)[:, -LAST_EPISODES:].mean(1) for result in results])
+    anchored = all(result.anchors for result in results)
+    values = [result.normalized if anchored else result.returns for result in results]
+    return np.stack([np.asarray(episodes)[:, -LAST_EPISODES:].mean(1) for episodes in values])
 
 
 def _controls(

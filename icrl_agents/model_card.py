@@ -162,8 +162,9 @@ def _controls(controls: Mapping[str, Any]) -> str:
             f"{quoted(found['error_to_rewarded'], 3)}, to its own {quoted(found['error_to_own'], 3)}."
         )
     if "reset_each_episode" in controls:
-        final = controls["reset_each_episode"]["final_normalized"]
-        lines.append(f"- Memory emptied at each episode: normalised return {quoted(final)}.")
+        summary = controls["reset_each_episode"]
+        what = "normalised return" if "final_normalized" in summary else "return"
+        lines.append(f"- Memory emptied at each episode: {what} {quoted(final_of(summary))}.")
     return "\n".join(["Controls, mean [95 % interval over tasks]:", "", *lines]) if lines else ""
 
 
@@ -175,6 +176,12 @@ def quoted(found: Mapping[str, float], digits: int = 2) -> str:
     """``"mean [low, high]"``; a single task has no interval."""
     mean = f"{found['mean']:.{digits}f}"
     return f"{mean} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]" if "low" in found else mean
+
+
+def final_of(summary: Mapping[str, Any]) -> Mapping[str, float]:
+    """What a summary tells of the last episodes: normalized, or the return where there were no anchors."""
+    found: Mapping[str, float] = summary["final_normalized" if "final_normalized" in summary else "final_return"]
+    return found
 
 
 def _curve(evaluation: Mapping[str, Any]) -> str:
@@ -190,7 +197,7 @@ def _curve(evaluation: Mapping[str, Any]) -> str:
         "|---|" + "---|" * len(shown),
         "| return | " + " | ".join(f"{returns[:, e - 1].mean():.2f}" for e in shown) + " |",
     ]
-    if evaluation.get("normalized") is not None:
+    if evaluation.get("normalized"):
         normalized = np.asarray(evaluation["normalized"], float)
         row = " | ".join(f"{normalized[:, e - 1].mean():.2f}" for e in shown)
         lines += [f"| normalised (0 blind, 1 oracle) | {row} |"]

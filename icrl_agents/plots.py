@@ -109,6 +109,8 @@ def _returns(axes: Axes, results: Sequence[EvalResult]) -> None:
         ("blind", "-.", "blind: sees neither task nor reward"),
         ("zero", ":", "no action"),
     ):
+        if name not in results[0].anchors:
+            continue
         level = float(np.mean(results[0].anchors[name]))
         axes.axhline(level, color="#555555", ls=style, lw=1.2, label=f"{text} ({level:.1f})")
     axes.set(xlabel="episode of an unseen task", ylabel="return per episode")

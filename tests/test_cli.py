@@ -2,7 +2,9 @@
 
 import functools
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -579,3 +581,54 @@ def test_reproduce_goes_on_where_it_was_interrupted(
     main(["reproduce", "reacher-goal"])
     assert updates == [1, 2]
     assert (tmp_path / "runs/reacher-goal-mamba/evaluation.json").exists()
+
+
+def test_an_environment_of_ones_own_goes_all_the_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example = (Path(__file__).parents[1] / "examples/04_your_own_meta_env.py").read_text(encoding="utf-8")
+    few = 'train=tasks[:2], val=tasks[2:3], test=tasks[3:5], anchors="anchors.json")'
+    source = example.replace("train=tasks[:64], val=tasks[64:74], test=tasks[74:])", few)
+    assert few in source
+    (tmp_path / "swimmer.py").write_text(source, encoding="utf-8")
+    env, short = "own/swimmer-dir", ["--tasks", "2", "--episodes", "2"]
+    measuring = ["anchors", env, "--informed", f"data/{env}/task-informed", "--steps-per-task", "0"]
+    commands = [
+        ["collect", env, "--source", "task-informed", "--steps-per-task", "5000"],
+        ["train", env, "--method", "on-policy", "--updates", "1", "--out", "mine"],
+        ["evaluate", "mine", *short],
+        [*measuring, "--blind-iterations", "1"],
+        [*measuring, "--blind-iterations", "1", "--out", "anchors.json"],
+        [*measuring, "--blind-iterations", "1", "--out", "anchors.json", "--floor", "-100"],
+        ["evaluate", "mine", *short],
+    ]
+    script = f"""
+from icrl_agents.cli import main
+for command in {commands}:
+    print("$", flush=True)
+    try:
+        main(command)
+    except SystemExit:
+        pass
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "ICRL_IMPORT": "swimmer"},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+    ).stdout.split("$")[1:]
+    expected = (
+        f"data/{env}/task-informed: 10 histories of 1000 steps, 2 tasks",
+        "checkpoint: mine",
+        "split 'mine' of own/SwimmerDir-v0 has no anchors to normalize by",
+        "name the file with --out",
+        "give a floor",
+        "anchors: anchors.json",
+        "final_normalized",
+    )
+    for what, output in zip(expected, said, strict=True):
+        assert what in output
+    with pytest.raises(SystemExit):
+        main(["evaluate", "mine", *short])
+    assert "unknown environment 'own/SwimmerDir-v0'" in capsys.readouterr().err

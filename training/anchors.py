@@ -45,6 +45,7 @@ def measure_anchors(
     command: str,
     *,
     only: Sequence[str] = ANCHOR_NAMES,
+    floor: float | None = None,
     blind_iterations: int = BLIND_ITERATIONS,
     quiet: bool = False,
 ) -> Anchors:
@@ -57,6 +58,7 @@ def measure_anchors(
         directory: where the oracle's learning histories go; an interrupted run resumes there.
         command: what reproduces this, for the record.
         only: the anchors to measure; ``blind`` needs ``zero`` and ``random``, of which it may be the best.
+        floor: return below which an oracle has not been learned; None is the known one of the environment.
         blind_iterations: roll-outs that the blind policy learns from.
         quiet: no progress bars.
 
@@ -64,14 +66,16 @@ def measure_anchors(
         Anchors, each the mean return of every task over 20 episodes.
 
     Raises:
-        ConfigError: ``blind`` without ``zero`` and ``random``, or ``oracle`` where the environment has no floor for it.
+        ConfigError: ``blind`` without ``zero`` and ``random``, or ``oracle`` without a floor in an environment of which
+            none is known.
         DatasetError: an oracle stayed below the floor: train it longer.
     """
     env_id, seed = config.env_id, config.seed
     if "blind" in only and not {"zero", "random"} <= set(only):
         raise ConfigError(f"blind is the best of zero, random and a trained policy: name all three, got {list(only)}")
-    if "oracle" in only and env_id not in ORACLE_FLOOR:
-        raise ConfigError(f"no return is known below which an oracle of {env_id} has not been learned")
+    floor = ORACLE_FLOOR.get(env_id) if floor is None else floor
+    if "oracle" in only and floor is None:
+        raise ConfigError(f"no return is known below which an oracle of {env_id} has not been learned: give a floor")
     split = task_split(env_id, config.split)
     tasks = [*split.val, *split.test]
     space = make_rows(env_id, tasks[:1], 1).single_action_space
@@ -93,7 +97,8 @@ def measure_anchors(
     val = slice(0, len(split.val))
     details: dict[str, Any] = {"episodes_per_task": EVALUATION_EPISODES, "seed": seed}
     if "oracle" in only:
-        floor = ORACLE_FLOOR[env_id]
+        assert floor is not None
+        details["floor"] = floor
         if returns["oracle"].min() < floor:
             raise DatasetError(f"an oracle reached only {returns['oracle'].min():.2f}, below {floor}: train it longer")
         if config.privileged:

@@ -1,14 +1,16 @@
 """Settings that are known to work, by environment and budget.
 
-``laptop`` is sized for two CPU cores. ``paper`` has the sizes of arXiv 2506.13892, appendix B, and wants a
-GPU; what the paper leaves open is marked.
+``laptop`` is sized for two CPU cores, and there is one for any environment. ``paper`` has the sizes of arXiv
+2506.13892, appendix B, and wants a GPU; what the paper leaves open is marked.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from icrl_agents.envs import short_name
+from icrl_agents.backbones import backbone_names
+from icrl_agents.envs import env_definition, short_name
+from icrl_agents.envs.own_modules import ADVICE
 from icrl_agents.errors import UnknownNameError
 from icrl_agents.training.distillation import DistillationConfig
 from icrl_agents.training.on_policy import OnPolicyConfig
@@ -59,6 +61,13 @@ _DISTILLATION: dict[tuple[str, str], DistillationConfig] = {
     (_ANT_DIR, "paper"): _paper(_ANT_DIR, 10, 50, 5 * 30, 5e-4),
 }
 """(environment, preset) -> everything but the backbone, for distilling histories."""
+
+
+def _any_distillation(env_id: str) -> DistillationConfig:
+    """Of an environment without a setting of its own: HalfCheetah-Vel's, with as many tokens a batch."""
+    tokens = 40 * env_definition(env_id).horizon
+    return replace(_DISTILLATION[_HALF_CHEETAH_VEL, "laptop"], env_id=env_id, batch_size=max(1, 32_000 // tokens))
+
 
 _ON_POLICY_LAPTOP: Mapping[str, Any] = {
     "target": "final_policy",
@@ -116,6 +125,20 @@ _ON_POLICY: dict[tuple[str, str], Mapping[str, Any]] = {
 """(environment, preset) -> what on-policy distillation changes."""
 
 
+def _any_on_policy(env_id: str) -> Mapping[str, Any]:
+    """Of an environment without a setting of its own: HalfCheetah-Vel's, with about as many steps a round."""
+    episodes = min(max(1_000 // env_definition(env_id).horizon, 2), 20)
+    return {
+        **_ON_POLICY_LAPTOP,
+        "on_policy": OnPolicyConfig(
+            short_episodes=max(1, 2 * episodes // 5), short_fraction=0.3, life_rounds=max(1, 60 // episodes)
+        ),
+        "episodes": episodes,
+        "updates": 1000,
+        "batch_size": 16,
+    }
+
+
 def _laptop_backbones(context_length: int, **state_space: float) -> dict[str, Mapping[str, Any]]:
     """Three of about as many parameters; the transformer sees the last ``context_length`` steps."""
     return {
@@ -166,28 +189,33 @@ def distillation_preset(env_id: str, preset: str, backbone: str = "mamba", metho
     """A known setting; change what you like with ``dataclasses.replace``.
 
     Args:
-        env_id: Gymnasium id.
+        env_id: Gymnasium id. Environments of your own have the preset ``"laptop"``, a setting to begin with.
         preset: ``"laptop"`` or ``"paper"``.
-        backbone: registered name.
+        backbone: registered name; one of your own has its own defaults.
         method: ``"ad"`` or ``"on-policy"``.
 
     Raises:
-        UnknownNameError: no such preset, or none for that environment, backbone or method.
+        UnknownNameError: no such environment, preset, backbone or method.
     """
-    for kind, name, known in (
-        ("environment with presets", env_id, {e for e, _ in _DISTILLATION}),
-        ("preset", preset, {p for e, p in _DISTILLATION if e == env_id}),
+    own = {p for e, p in _DISTILLATION if e == env_id}
+    for kind, unknown, known in (
+        (f"preset of {env_id}", preset, own or {"laptop"}),
         ("method", method, {"ad", "on-policy"}),
-        ("backbone with presets", backbone, _BACKBONES.get((env_id, preset), {})),
+        ("backbone", backbone, backbone_names()),
     ):
-        if name not in known:
-            raise UnknownNameError(kind, name, known)
+        if unknown not in known:
+            raise UnknownNameError(kind, unknown, known, ADVICE if kind == "backbone" else "")
+    config = _DISTILLATION[env_id, preset] if own else _any_distillation(env_id)
+    backbones = _BACKBONES[env_id, preset] if own else _laptop_backbones(500)
+    changes: Mapping[str, Any] = {}
+    if method == "on-policy":
+        changes = _ON_POLICY[env_id, preset] if own else _any_on_policy(env_id)
     return replace(
-        _DISTILLATION[env_id, preset],
+        config,
         name=f"{short_name(env_id)}-{backbone}",
         backbone=backbone,
-        backbone_options=_BACKBONES[env_id, preset][backbone],
-        **(_ON_POLICY[env_id, preset] if method == "on-policy" else {}),
+        backbone_options=backbones.get(backbone, {}),
+        **changes,
     )
 
 
@@ -229,14 +257,14 @@ def reinforcement_preset(env_id: str) -> ReinforcementConfig:
     """A known setting of fine-tuning; change what you like with ``dataclasses.replace``.
 
     Args:
-        env_id: Gymnasium id.
+        env_id: Gymnasium id. For environments of your own it is a setting to begin with.
 
     Raises:
-        UnknownNameError: none for that environment.
+        UnknownNameError: no such environment.
     """
-    if env_id not in _REINFORCEMENT:
-        raise UnknownNameError("environment with a setting of fine-tuning", env_id, _REINFORCEMENT)
-    return _REINFORCEMENT[env_id]
+    env_definition(env_id)
+    any_env = ReinforcementConfig("", env_id, rounds=50, noise_decay=0.25, average_rounds=6, gamma=0.99)
+    return _REINFORCEMENT.get(env_id, any_env)
 
 
 def is_finetuned(env_id: str, preset: str) -> bool:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from icrl_agents.errors import TaskError, UnknownNameError
@@ -53,7 +54,25 @@ class Anchors:
 
 def anchor_file_name(env_id: str, split: str) -> str:
     """Name of the file that holds the anchors, e.g. ``ReacherGoal-v0.paper.json``."""
-    return f"{env_id.removeprefix('icrl/')}.{split}.json"
+    return f"{env_id.removeprefix('icrl/').replace('/', '-')}.{split}.json"
+
+
+_REGISTERED: dict[tuple[str, str], Path] = {}
+"""(environment, split) -> the file of a split of users' own."""
+
+
+def register_anchors(env_id: str, split: str, path: str | Path) -> None:
+    """The file that holds the anchors of a split of your own; it is read when they are asked for."""
+    _REGISTERED[env_id, split] = Path(path).resolve()
+
+
+def has_anchors(env_id: str, split: str) -> bool:
+    """Whether there is a file of them."""
+    return _file(env_id, split).is_file()
+
+
+def _file(env_id: str, split: str) -> Any:
+    return _REGISTERED.get((env_id, split)) or resources.files(__name__) / anchor_file_name(env_id, split)
 
 
 def load_anchors(env_id: str, split: str, split_hash: str | None = None) -> Anchors:
@@ -68,7 +87,7 @@ def load_anchors(env_id: str, split: str, split_hash: str | None = None) -> Anch
         UnknownNameError: none were frozen for that environment and split.
         TaskError: they were measured on a split of other content.
     """
-    file = resources.files(__name__) / anchor_file_name(env_id, split)
+    file = _file(env_id, split)
     if not file.is_file():
         known = [f.name for f in resources.files(__name__).iterdir() if f.name.endswith(".json")]
         raise UnknownNameError("anchors", anchor_file_name(env_id, split), known)

@@ -6,6 +6,7 @@ from typing import Any
 
 from icrl_agents.backbones.base import Backbone, Carry, Precision, carry_bytes, clone_carry
 from icrl_agents.config import from_dict
+from icrl_agents.envs.own_modules import ADVICE, import_own_modules
 from icrl_agents.errors import ConfigError, UnknownNameError
 
 _BACKBONES: dict[str, tuple[str, str]] = {
@@ -20,6 +21,7 @@ _BACKBONES: dict[str, tuple[str, str]] = {
 
 def backbone_names() -> tuple[str, ...]:
     """The registered names, sorted."""
+    import_own_modules()
     return tuple(sorted(_BACKBONES))
 
 
@@ -50,8 +52,9 @@ def make_backbone(name: str, options: Mapping[str, Any]) -> Backbone:
         UnknownNameError: nobody registered ``name``.
         ConfigError: ``options`` do not fit its config.
     """
+    import_own_modules()
     if name not in _BACKBONES:
-        raise UnknownNameError("backbone", name, _BACKBONES)
+        raise UnknownNameError("backbone", name, _BACKBONES, ADVICE)
     cls, config_cls = (_load(path) for path in _BACKBONES[name])
     return cls(from_dict(config_cls, options, where=f"{name} options"))
 

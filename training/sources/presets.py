@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from icrl_agents.envs import default_split, env_definition
 from icrl_agents.errors import ConfigError, MissingExtraError, UnknownNameError
 from icrl_agents.training.collection import CollectionConfig, Engine, LocalEngine, collect
 from icrl_agents.training.histories import HistoryDataset
@@ -158,6 +159,30 @@ _TASK_INFORMED_SAC: Mapping[str, CollectionConfig] = {
     )
 }
 
+_ANY: Mapping[str, CollectionConfig] = {
+    "ppo": CollectionConfig("", steps_per_task=500_000, ppo=PPOConfig(n_minibatches=8, gamma=0.99, log_std_init=-0.5)),
+    "sac": CollectionConfig("", steps_per_task=100_000, streams=2, sac=replace(_LAPTOP_SAC, gamma=0.99)),
+    "droq": CollectionConfig(
+        "", steps_per_task=50_000, streams=2, shard_steps=400, sac=replace(_LAPTOP_DROQ, gamma=0.99)
+    ),
+    "task-informed": CollectionConfig(
+        "",
+        steps_per_task=150_000,
+        task_informed=True,
+        ppo=PPOConfig(n_minibatches=16, learning_rate=5e-4, gamma=0.99, log_std_init=-0.5, hidden=(256, 256)),
+        specialise=replace(_SPECIALISED, gamma=0.99),
+    ),
+    "task-informed-sac": CollectionConfig(
+        "",
+        steps_per_task=50_000,
+        streams=1,
+        shard_steps=500,
+        task_informed=True,
+        sac=SACConfig(learning_starts=5_000, batch_size=512, gradient_steps=4, learning_rate=5e-4),
+    ),
+}
+"""algorithm -> a setting to begin with in environments that have none of their own."""
+
 _INFORMED: Mapping[str, Mapping[str, CollectionConfig]] = {
     "task-informed": _TASK_INFORMED,
     "task-informed-privileged": _PRIVILEGED,
@@ -184,15 +209,18 @@ def collection_preset(env_id: str, preset: str, source: str = "task-parallel") -
     Of an sb3 source it is the amount of data.
 
     Args:
-        env_id: Gymnasium id.
+        env_id: Gymnasium id. Environments of your own have the preset ``"laptop"``, a setting to begin with.
         preset: ``"laptop"`` or ``"paper"``; task-informed sources have one setting for both.
         source: one of :data:`SOURCES`.
 
     Raises:
-        UnknownNameError: no such source, or the environment has no such preset of it.
+        UnknownNameError: no such environment or source, or it has no such preset.
     """
     if source not in SOURCES:
         raise UnknownNameError("source", source, SOURCES)
+    env_definition(env_id)
+    if (env_id, "laptop") not in _COLLECTIONS:
+        return _any_collection(env_id, preset, source)
     if source in _INFORMED:
         if env_id not in _INFORMED[source]:
             raise UnknownNameError(f"environment with a {source} source", env_id, _INFORMED[source])
@@ -212,21 +240,33 @@ def collection_preset(env_id: str, preset: str, source: str = "task-parallel") -
     return known[preset]
 
 
+def _any_collection(env_id: str, preset: str, source: str) -> CollectionConfig:
+    """What an environment collects that has no settings of its own."""
+    if preset != "laptop":
+        raise UnknownNameError(f"preset of {env_id}", preset, ("laptop",))
+    if source in _INFORMED:
+        algorithm = source.removesuffix("-privileged")
+    else:
+        kind = source.rpartition("-")[2]
+        algorithm = {"parallel": "ppo", "tqc": "sac", "crossq": "sac"}.get(kind, kind)
+    privileged = source == "task-informed-privileged"
+    return replace(_ANY[algorithm], env_id=env_id, split=default_split(env_id), privileged=privileged)
+
+
 def oracle_collection(
-    env_id: str, split: str, steps_per_task: int, informed: str | Path | None, seed: int
+    env_id: str, split: str | None, steps_per_task: int, informed: str | Path | None, seed: int
 ) -> CollectionConfig:
     """How the oracles of an environment learn: on their own, or from the learner of a task-informed dataset.
 
     Raises:
-        UnknownNameError: the environment has no task-informed source.
+        UnknownNameError: no such environment, or it has no split.
         DatasetError: ``informed`` is no dataset.
     """
+    split = split or default_split(env_id)
     if informed is None:
         return CollectionConfig(env_id, split, steps_per_task=steps_per_task, seed=seed)
-    if env_id not in _TASK_INFORMED:
-        raise UnknownNameError("environment with a task-informed source", env_id, _TASK_INFORMED)
     return replace(
-        _TASK_INFORMED[env_id],
+        collection_preset(env_id, "laptop", "task-informed"),
         split=split,
         seed=seed,
         steps_per_task=0,
@@ -245,7 +285,7 @@ def run_collection(
     task: int = 0,
     jobs: int | None = None,
     steps_per_task: int | None = None,
-    split: str = "paper",
+    split: str | None = None,
     subset: str | None = None,
     seed: int = 0,
     engine: Engine | None = None,
@@ -262,7 +302,7 @@ def run_collection(
         task: index of the one task that an sb3 source learns.
         jobs: let an sb3 source learn all tasks of the subset instead, so many at a time, into one dataset.
         steps_per_task: instead of the preset's.
-        split: named task split.
+        split: named task split; None is ``"paper"``, or an environment's own first.
         subset: part of it, as :class:`CollectionConfig` says; None is the preset's.
         seed: of everything.
         engine: where the learners work; None is this process, on ``device``.
@@ -275,7 +315,9 @@ def run_collection(
         MissingExtraError: an sb3 source without the extra ``train``.
     """
     preset_config = collection_preset(env_id, preset, source)
-    config = replace(preset_config, split=split, subset=subset or preset_config.subset, seed=seed)
+    config = replace(
+        preset_config, split=split or preset_config.split, subset=subset or preset_config.subset, seed=seed
+    )
     if steps_per_task is not None:
         config = replace(config, steps_per_task=steps_per_task)
     engine = engine or LocalEngine(device)
