@@ -21,6 +21,8 @@ parser.add_argument(
 parser.add_argument("--episodes", type=int, default=10, help="that the agents then live themselves")
 parser.add_argument("--seed", type=int, default=0)
 arguments = parser.parse_args()
+if not 0 < arguments.demonstrations < arguments.expert_episodes:
+    parser.error("the expert shows at least one of its episodes, and not its first")
 
 agent = InContextAgent.from_pretrained(arguments.agent)
 tasks = sample_tasks(agent.config.env_id, arguments.tasks, arguments.seed)
@@ -28,32 +30,30 @@ env = agent.make_vec_env(len(tasks), tasks=tasks)
 FIELDS = ("observations", "actions", "rewards", "terminated", "truncated")
 
 
-def live(episodes: int, seed: int, record: int = 0) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Mean return per episode, and the experience [B, T, ...] of the last so many."""
-    horizon = agent.config.episode_steps
-    returns, recorded = np.zeros(episodes), {name: [] for name in FIELDS}
+def record(steps: int, seed: int) -> SimpleNamespace:
+    """What the agent experiences from its next episode on, arrays [rows, steps, ...]."""
+    recorded = {name: [] for name in FIELDS}
     observations, _ = env.reset(seed=seed)
-    for step in range(episodes * horizon):
+    agent.begin_episode()
+    for _ in range(steps):
         actions = agent.act(observations)
         following, rewards, terminated, truncated, _ = env.step(actions)
         agent.observe(rewards, terminated, truncated)
-        if step >= (episodes - record) * horizon:
-            for name, now in zip(FIELDS, (observations, actions, rewards, terminated, truncated), strict=True):
-                recorded[name].append(now)
-        returns[step // horizon] += rewards.mean()
+        for name, now in zip(FIELDS, (observations, actions, rewards, terminated, truncated), strict=True):
+            recorded[name].append(now)
         observations = following
-    return returns, {name: np.stack(steps, 1) for name, steps in recorded.items() if steps}
+    return SimpleNamespace(**{name: np.stack(steps, 1) for name, steps in recorded.items()})
 
 
-agent.reset(env=env)
-expert, demonstrations = live(arguments.expert_episodes, arguments.seed, arguments.demonstrations)
-shown = demonstrations["rewards"].sum(1).mean() / arguments.demonstrations
-print(f"the expert: episode 1 {expert[0]:.2f}; the {arguments.demonstrations} episodes it shows {shown:.2f}")
+learned = agent.run_episodes(env, arguments.expert_episodes - arguments.demonstrations, seed=arguments.seed)
+demonstrations = record(arguments.demonstrations * agent.config.episode_steps, arguments.seed + 1)
+shown = demonstrations.rewards.sum(1).mean() / arguments.demonstrations
+first = learned.returns[:, 0].mean()
+print(f"the expert: episode 1 {first:.2f}; the {arguments.demonstrations} episodes it shows {shown:.2f}")
 
+alone = agent.run_episodes(env, arguments.episodes, seed=arguments.seed + 2).returns.mean(0)
 agent.reset(env=env)
-alone, _ = live(arguments.episodes, arguments.seed + 1)
-agent.reset(env=env)
-agent.prefill(SimpleNamespace(**demonstrations))
-helped, _ = live(arguments.episodes, arguments.seed + 1)
+agent.prefill(demonstrations)
+helped = agent.run_episodes(env, arguments.episodes, seed=arguments.seed + 2, remember=True).returns.mean(0)
 for episode, (without, with_them) in enumerate(zip(alone, helped, strict=True)):
     print(f"episode {episode + 1:2d}: alone {without:6.2f}, after them {with_them:6.2f}")

@@ -30,6 +30,8 @@ from icrl_agents.agent_state import AgentState, checkpoint_digest
 from icrl_agents.agent_steps import backbone_step, move_to, require_kernel
 from icrl_agents.backbones import Carry, Precision
 from icrl_agents.config import AgentConfig, to_dict
+from icrl_agents.envs import env_ids
+from icrl_agents.envs.own_modules import ADVICE
 from icrl_agents.envs.seeds import checked_seed
 from icrl_agents.episodes import EpisodeRecord, OnEpisode, run_in_one, run_in_rows
 from icrl_agents.errors import CallOrderError, CheckpointError, ConfigError, InputError, UnknownNameError
@@ -320,6 +322,7 @@ class InContextAgent:
         Raises:
             CallOrderError: the last action's reward was not observed.
             InputError: other shapes, or not finite.
+            ConfigError: the agent's ``kernel`` cannot go on from a memory, as mamba-ssm's scan, which only steps can.
         """
         state, at = self._state, self.model.layout
         if state.acted:
@@ -371,12 +374,13 @@ class InContextAgent:
             on_episode: called after each episode with its row, its number from 1 and its return.
 
         Raises:
-            InputError: ``episodes`` below 1, or to remember in another number of rows.
+            InputError: ``episodes`` below 1, no such seed, or to remember in another number of rows.
             CallOrderError: to remember, while the last action's reward was not observed.
             ConfigError: the environment's spaces are not the agent's, or no such autoreset mode.
         """
         if isinstance(episodes, bool) or not isinstance(episodes, int | np.integer) or episodes < 1:
             raise InputError(f"episodes is a whole number of at least 1, got {episodes!r}")
+        seed = checked_seed(seed)
         if not isinstance(env, gymnasium.Env | VectorEnv):
             raise InputError(f"expected a gymnasium Env or VectorEnv, got {type(env).__name__}")
         if remember:
@@ -446,7 +450,22 @@ class InContextAgent:
         return self._state.copy()
 
     def set_state(self, state: AgentState) -> None:
-        """Remember what :meth:`get_state` of an agent with a model of the same shape gave; it is taken over."""
+        """Remember what :meth:`get_state` of an agent with a model of the same shape gave; it is taken over.
+
+        Raises:
+            InputError: it is no such state.
+        """
+        if not isinstance(state, AgentState):
+            raise InputError(f"expected what get_state returns, got {type(state).__name__}")
+        leaves, rows = pytree.tree_leaves(state.carry), len(state.tokens)
+        given = [(state.tokens.shape, state.actions.shape), *((tuple(leaf.shape), leaf.dtype) for leaf in leaves)]
+        expected = [
+            ((rows, self.model.layout.size), (rows, len(self._low))),
+            *(((rows, *leaf.shape[1:]), leaf.dtype) for leaf in self._carry_leaves),
+        ]
+        if given != expected:
+            raise InputError(f"expected the state of an agent like {self.config.name!r}, with memory of other shapes")
+        state.carry = pytree.tree_unflatten([leaf.to(self.device) for leaf in leaves], self._carry_structure)
         self._state = state
 
     def clone(self) -> Self:
@@ -498,7 +517,7 @@ class InContextAgent:
         """The action ``[B, N_a]`` float32, clipped."""
         mean = prediction.mean.float().cpu()
         if prediction.log_std is not None and not deterministic:
-            noise = torch.randn(mean.shape, generator=self._state.generator)
+            noise = torch.randn(mean.shape, generator=self._state.generator, dtype=torch.float32, device="cpu")
             mean = mean + prediction.log_std.float().cpu().exp() * noise
         action = mean.numpy()
         if not np.isfinite(action).all():
@@ -540,5 +559,6 @@ class InContextAgent:
         return self._inputs.flags("mask", mask)
 
     def _require_registered(self) -> None:
+        known = env_ids()  # with what ICRL_IMPORT brings
         if self.config.env_id not in gymnasium.registry:
-            raise UnknownNameError("environment", self.config.env_id, gymnasium.registry)
+            raise UnknownNameError("environment", self.config.env_id, known, ADVICE)

@@ -164,7 +164,8 @@ class AgentState:
             raise CheckpointError(f"{path}: not the state of a random generator: {error}") from None
         structure = pytree.tree_structure(model.backbone.initial_carry(1, device="meta"))
         device = model.token_mean.device
-        leaves = [tensors[f"carry.{i}"].to(device) for i in range(structure.num_leaves)]
+        # Copies: what safetensors gives is the file itself, mapped into memory.
+        leaves = [tensors[f"carry.{i}"].to(device, copy=True) for i in range(structure.num_leaves)]
         return cls(
             single=about["single"],
             autoreset_mode=AutoresetMode(about["autoreset_mode"]),
@@ -212,8 +213,8 @@ def _expected(model: InContextModel, rows: int) -> dict[str, Tensor]:
         f"carry.{i}": torch.empty((rows, *leaf.shape[1:]), dtype=leaf.dtype, device="meta")
         for i, leaf in enumerate(leaves)
     }
-    expected["tokens"] = torch.empty(rows, at.size, device="meta")
-    expected["actions"] = torch.empty(rows, at.action_dim, device="meta")
+    expected["tokens"] = torch.empty(rows, at.size, dtype=torch.float32, device="meta")
+    expected["actions"] = torch.empty(rows, at.action_dim, dtype=torch.float32, device="meta")
     expected["resetting"] = torch.empty(rows, dtype=torch.bool, device="meta")
     expected["generator"] = torch.empty_like(torch.Generator().get_state(), device="meta")
     return expected

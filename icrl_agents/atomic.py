@@ -23,7 +23,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         mode = temporary.stat().st_mode
         write(temporary)
         temporary.chmod(mode)  # safetensors makes its files unreadable for others
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 from tyro.conf import Positional
 
 from icrl_agents.cli_data import DATA_COMMANDS, PullData, Regenerate
@@ -26,7 +27,7 @@ from icrl_agents.idle_threads import let_idle_threads_sleep
 if TYPE_CHECKING:
     from icrl_agents.evaluation import EvalResult
 
-console = Console()
+console = Console(markup=False)  # what is printed has paths and names in it
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Demo:
         from icrl_agents.plots import plot_results
 
         agent = InContextAgent.from_pretrained(self.agent or f"{short_name(resolve_env_id(self.env))}-mamba")
-        console.print(f"[bold]{agent.config.name}[/] meets tasks it has never seen. Its weights stay as they are.")
+        console.print(f"{agent.config.name} meets tasks it has never seen. Its weights stay as they are.")
         with console.status("episode 1") as status:
 
             def show(episode: int, mean: float) -> None:
@@ -192,7 +193,7 @@ class Compare:
             if name.endswith(".json"):
                 results.append(EvalResult.load(name))
                 continue
-            with console.status(f"evaluating {name}"):
+            with console.status(Text(f"evaluating {name}")):
                 results.append(
                     evaluate(
                         InContextAgent.from_pretrained(name),
@@ -268,7 +269,7 @@ class Publish:
         ):
             at = f" at {done.revision}" if done.revision else ""
             files = f" ({', '.join(done.files)})" if done.files else ""
-            console.print(f"{done.repo_id}: {done.outcome}{at}{files}", soft_wrap=True, highlight=False, markup=False)
+            console.print(f"{done.repo_id}: {done.outcome}{at}{files}", soft_wrap=True, highlight=False)
             differing += done.outcome == "differs"
         if differing:
             console.print(f"{differing} left as they are; --update replaces them")
@@ -317,6 +318,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         resumes = isinstance(chosen, Collect | Train | Finetune | Anchors | Reproduce | Regenerate | PullData | Publish)
+        if isinstance(chosen, Collect) and chosen.source.startswith("sb3-") and chosen.jobs is None:
+            resumes = False
         Console(stderr=True).print(f"interrupted{'; the same command goes on where it stopped' if resumes else ''}")
         sys.exit(130)
 

@@ -12,7 +12,7 @@ from tyro.conf import Positional
 
 from icrl_agents.errors import ConfigError
 
-console = Console()
+console = Console(markup=False)  # what is printed has paths and names in it
 
 
 @dataclass(frozen=True)

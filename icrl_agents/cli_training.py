@@ -28,14 +28,14 @@ Source = Literal[
     "sb3-tqc",
     "sb3-crossq",
 ]
-console = Console()
+console = Console(markup=False)  # what is printed has paths and names in it
 
 
 @dataclass(frozen=True)
 class Collect:
     """Collect learning histories: source algorithms learn the training tasks and every step is recorded.
 
-    An interrupted collection goes on with the same command.
+    An interrupted collection goes on with the same command, but for an sb3 source without --jobs.
     """
 
     env: Positional[str]

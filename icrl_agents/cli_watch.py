@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from tyro.conf import Positional
 
-console = Console()
+console = Console(markup=False)  # what is printed has paths and names in it
 
 
 @dataclass(frozen=True)

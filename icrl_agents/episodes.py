@@ -25,6 +25,8 @@ class Acting(Protocol):
 
     def forget(self, mask: npt.ArrayLike | None = None) -> None: ...
 
+    def begin_episode(self, mask: npt.ArrayLike | None = None) -> None: ...
+
 
 @dataclass(frozen=True)
 class EpisodeRecord:
@@ -62,8 +64,9 @@ def run_in_one(
         while not done:
             observation, reward, terminated, truncated, info = env.step(agent.act(observation, deterministic))
             done = bool(terminated or truncated)
-            ended = done or bool(info.get("episode_end", False))  # a trial of several episodes goes on without a reset
-            agent.observe(float(reward), ended)
+            agent.observe(float(reward), done)
+            if info.get("episode_end", False) and not done:  # a trial of several episodes goes on without a reset
+                agent.begin_episode()
             record.returns[episode] += float(reward)
             record.lengths[episode] += 1
         if on_episode is not None:
@@ -94,7 +97,10 @@ def run_in_rows(
     while (episode < episodes).any():
         observations, rewards, terminated, truncated, info = env.step(agent.act(observations, deterministic))
         done = np.asarray(terminated) | np.asarray(truncated)
-        agent.observe(rewards, done | _flags(info, "episode_end", rows))
+        agent.observe(rewards, done)
+        inner = _flags(info, "episode_end", rows) & ~done  # a trial of several episodes goes on without a reset
+        if inner.any():
+            agent.begin_episode(inner)
         at = np.flatnonzero(~resetting & (episode < episodes))
         record.returns[at, episode[at]] += np.asarray(rewards)[at]
         record.lengths[at, episode[at]] += 1

@@ -24,6 +24,7 @@ from icrl_agents.agent_inputs import make_of
 from icrl_agents.atomic import write_text_atomically
 from icrl_agents.config import load_json
 from icrl_agents.envs import default_split, env_definition, has_anchors, load_anchors, split_names, task_split
+from icrl_agents.envs.seeds import checked_seed
 from icrl_agents.errors import ConfigError, InputError
 
 LAST_EPISODES = 5
@@ -74,13 +75,13 @@ def rollout(
         reward_tasks: N tasks whose rewards the agent gets instead: a second environment takes the same actions from the
             same initial states, which is exact where the task changes nothing but the reward.
         reset_each_episode: forget everything after each episode.
-        on_episode: called with the number of finished episodes and their mean return.
+        on_episode: called as often as another episode is over in every task, with its number and mean return.
     """
     if episodes < 1:
         raise InputError(f"episodes is at least 1, got {episodes}")
-    env_id, horizon = agent.config.env_id, agent.config.episode_steps
-    options = dict(agent.config.env_options)
+    env_id, options = agent.config.env_id, dict(agent.config.env_options)
     env = make_of(gymnasium.make_vec, env_id, options, num_envs=len(tasks), tasks=list(tasks))
+    horizon = getattr(env.unwrapped, "horizon", agent.config.episode_steps)
     observations, _ = env.reset(seed=seed)
     rewarding = None
     if reward_tasks is not None:
@@ -113,11 +114,12 @@ def rollout(
             continue
         ended = np.flatnonzero(done & (episode < episodes))
         finals[ended, episode[ended]] = info["final_obs"][ended]
+        before = int(episode.min())
         episode[done] += 1
         if reset_each_episode:
             agent.forget(done)
-        if on_episode is not None and episode.min() == episode.max():
-            on_episode(int(episode[0]), float(rewards_by_step[:, episode[0] - 1].sum(1).mean()))
+        for finished in range(before, min(int(episode.min()), episodes)) if on_episode is not None else ():
+            on_episode(finished + 1, float(rewards_by_step[:, finished].sum(1).mean()))  # type: ignore[misc]
     env.close()
     if rewarding is not None:
         rewarding.close()
@@ -225,8 +227,9 @@ def evaluate(
         TaskError: the anchors are of another split content.
         InputError: no tasks, episodes or seeds.
     """
-    if (tasks is not None and tasks < 1) or not seeds:
+    if (tasks is not None and tasks < 1) or not len(seeds):
         raise InputError(f"tasks is at least 1 and there is at least one seed, got {tasks} and {tuple(seeds)}")
+    seeds = [_checked(seed) for seed in seeds]
     env_id = agent.config.env_id
     if split is None:
         default = default_split(env_id)
@@ -253,7 +256,7 @@ def evaluate(
         split=split,
         split_hash=chosen.content_hash,
         subset=subset,
-        seeds=list(seeds),
+        seeds=seeds,
         tasks=subset_tasks,
         returns=mean["returns"].tolist(),
         lengths=mean["lengths"].tolist(),
@@ -265,6 +268,14 @@ def evaluate(
         summary=summarize(mean["returns"], anchors),
         versions={"mujoco": mujoco.__version__, "gymnasium": gymnasium.__version__, "numpy": np.__version__},
     )
+
+
+def _checked(seed: Any) -> int:
+    """A seed as Python's own number."""
+    number = checked_seed(seed)
+    if number is None:
+        raise InputError("an evaluation seed is a whole number of at least 0, got None")
+    return number
 
 
 def summarize(returns: np.ndarray, anchors: Mapping[str, Sequence[float]]) -> dict[str, Any]:

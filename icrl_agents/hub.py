@@ -180,7 +180,7 @@ def load_checkpoint(directory: str | Path) -> tuple[InContextModel, AgentConfig]
     # The initial weights are overwritten: they cost the caller none of his random numbers. Weights made in inference
     # mode could neither be trained nor packed for fast steps.
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        model = InContextModel(config.model)
+        model = InContextModel(config.model).float()  # whatever PyTorch's default is
         weights = load_file(weights_file)
         _require_usable(weights, str(weights_file))
         model.load_state_dict(weights, strict=True)
@@ -371,7 +371,7 @@ def _expected_layout(config: ModelConfig, tensors: int) -> Layout:
             raise CheckpointError(f"{name} is {layers}, but the weights are only {tensors} tensors")
     try:
         with torch.device("meta"):
-            model = InContextModel(config)
+            model = InContextModel(config).float()
             carry = carry_bytes(model.backbone.initial_carry(1, device="meta"))
     except IcrlError:
         raise

@@ -122,11 +122,13 @@ class VectorExperienceObservation(VectorWrapper):
         tokens[:, at.previous_reward] = rewards
         tokens[:, at.episode_start] = 0.0
         tokens[:, at.observation] = observations
-        ended = np.asarray(terminated) | np.asarray(truncated) | info.get("episode_end", False)
-        if self._autoresets and ended.any():
-            info = {**info, "final_obs": self._final_tokens(ended, info["final_obs"])}
-            tokens[ended, at.episode_start] = 1.0
-            self.forget(ended & self._new_task(info))
+        over = np.asarray(terminated) | np.asarray(truncated)
+        inner = np.asarray(info.get("episode_end", False), bool) & ~over  # trials go on, whatever the autoreset mode
+        begun = inner | over if self._autoresets else inner
+        if begun.any():
+            info = {**info, "final_obs": self._final_tokens(begun, info["final_obs"])}
+            tokens[begun, at.episode_start] = 1.0
+            self.forget(begun & over & self._new_task(info))
             tokens[:, at.observation] = observations
         return tokens.copy(), rewards, terminated, truncated, info
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from icrl_agents.agent import InContextAgent
 from icrl_agents.errors import CheckpointError, InputError
 
 few = settings(max_examples=15, deadline=None)
@@ -186,3 +187,38 @@ def read_metadata(path):
 
     with safe_open(path, "pt") as file:
         return file.metadata()
+
+
+@pytest.mark.parametrize("backbone", ["mamba", "transformer"])
+def test_a_loaded_memory_is_no_view_of_its_file(make_agent, tmp_path, backbone):
+    path, agent, loaded = tmp_path / "state.safetensors", make_agent(backbone), make_agent(backbone)
+    agent.prefill(experience(np.random.default_rng(0), 5))
+    agent.save_state(path)
+    loaded.load_state(path)
+    path.write_bytes(b"")  # a mapped file that shrinks kills who reads it
+    np.testing.assert_array_equal(loaded.act(np.ones(8)), agent.act(np.ones(8)))
+
+
+def test_a_state_of_another_kind_of_agent_is_refused(make_agent):
+    agent = make_agent()
+    agent.prefill(experience(np.random.default_rng(0), 5))
+    twin = agent.clone()
+    for state in ("nonsense", None, make_agent("transformer").get_state()):
+        with pytest.raises(InputError, match="expected"):
+            agent.set_state(state)
+    np.testing.assert_array_equal(agent.act(np.ones(8)), twin.act(np.ones(8)))
+
+
+def test_pytorchs_default_dtype_changes_no_agent(make_agent, tmp_path):
+    agent = make_agent(head="gaussian")
+    agent.save_pretrained(tmp_path / "agent")
+    agent.save_state(tmp_path / "state.safetensors")
+    agent.reset(seed=0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        loaded = InContextAgent.from_pretrained(tmp_path / "agent", device="cpu")
+        loaded.load_state(tmp_path / "state.safetensors")
+        loaded.reset(seed=0)
+        np.testing.assert_array_equal(loaded.act(np.ones(8)), agent.act(np.ones(8)))
+    finally:
+        torch.set_default_dtype(torch.float32)

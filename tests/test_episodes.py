@@ -311,3 +311,23 @@ def test_only_done_is_enough(make_agent):
         done = step % 3 == 2
         ours.observe(1.0, done)
         theirs.observe(1.0, False, done)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_trials_in_gymnasiums_own_vector_env(make_agent, mode):
+    """Where an episode inside a trial ends, no row resets, and no step is lost."""
+    goals = sample_tasks(REACHER, 2, seed=0)
+
+    def lived_in(envs, agent):
+        with closing(SyncVectorEnv(envs, autoreset_mode=mode)) as env:
+            return agent.run_episodes(env, 1, seed=3)
+
+    def trial(goal):
+        return TrialWrapper(gymnasium.make(REACHER, task=goal, max_episode_steps=3), episodes=2)
+
+    found = lived_in([lambda goal=goal: trial(goal) for goal in goals], make_agent())
+    for row, goal in enumerate(goals):
+        with trial(goal) as env:
+            alone = make_agent().run_episodes(env, 1, seed=3 + row)
+        np.testing.assert_allclose(found.returns[row], alone.returns, rtol=1e-5)
+        np.testing.assert_array_equal(found.lengths[row], alone.lengths)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from icrl_agents.evaluation import (
     rollout,
     summarize,
 )
+from icrl_agents.model_card import model_card
+from icrl_agents.plots import plot_results
 
 ENV_ID = "icrl/ReacherGoal-v0"
 VAL = task_split(ENV_ID).val
@@ -172,11 +174,24 @@ def test_parts_of_the_last_episode_add_up_to_its_rewards(
     np.testing.assert_allclose(np.nansum(sum(plain.last_parts.values()), axis=1), plain.returns[:, -1], atol=1e-12)
 
 
-def test_progress_is_told_when_all_rows_have_finished_an_episode(make_agent: Callable[..., InContextAgent]) -> None:
+@pytest.mark.parametrize("early", [False, True])
+def test_progress_is_told_when_all_rows_have_finished_an_episode(
+    make_agent: Callable[..., InContextAgent], request: pytest.FixtureRequest, early: bool
+) -> None:
+    if early:
+        request.getfixturevalue("ends_early")
     told: list[tuple[int, float]] = []
-    found = rollout(make_agent(), VAL[:2], 3, 0, on_episode=lambda *what: told.append(what))
+    found = rollout(make_agent(), VAL, 3, 0, on_episode=lambda *what: told.append(what))
     assert [episode for episode, _ in told] == [1, 2, 3]
     np.testing.assert_allclose([mean for _, mean in told], found.returns.mean(0))
+
+
+def test_episodes_are_as_long_as_the_environments(make_agent: Callable[..., InContextAgent]) -> None:
+    agent = make_agent()
+    agent.config = replace(agent.config, episode_steps=20)  # as recorded; the environment's own are 50
+    assert (rollout(agent, VAL[:2], 2, 0).lengths == 50).all()
+    agent.config = replace(agent.config, env_options={"max_episode_steps": 20})
+    assert (rollout(agent, VAL[:2], 2, 0).lengths == 20).all()
 
 
 def test_no_episodes_are_refused(make_agent: Callable[..., InContextAgent]) -> None:
@@ -492,3 +507,36 @@ def test_ragged_results_are_refused(make_agent: Callable[..., InContextAgent], t
     result = evaluate(make_agent(), tasks=2, episodes=2, controls=False)
     with pytest.raises(ConfigError, match="equally many"):
         replace(result, returns=[[1.0], [1.0, 2.0]])
+
+
+def test_numpys_seeds_are_seeds(make_agent: Callable[..., InContextAgent], tmp_path: Path) -> None:
+    found = [
+        evaluate(make_agent(), tasks=2, episodes=1, seeds=seeds, controls=False) for seeds in ((0, 1), np.arange(2))
+    ]
+    found[1].save(tmp_path / "result.json")
+    assert EvalResult.load(tmp_path / "result.json") == found[0]
+    for seeds in ((-1,), (None,), (0.5,)):
+        with pytest.raises(InputError, match="seed is a whole number"):
+            evaluate(make_agent(), tasks=2, episodes=1, seeds=seeds)  # type: ignore[arg-type]
+
+
+def test_without_anchors_returns_alone_are_told(
+    make_agent: Callable[..., InContextAgent], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    anchored = evaluate(make_agent(), tasks=2, episodes=2)
+    monkeypatch.setattr("icrl_agents.evaluation.has_anchors", lambda env_id, split: False)
+    found = evaluate(make_agent(), tasks=2, episodes=2)
+    assert (found.anchors, found.normalized) == ({}, [])
+    assert set(anchored.summary) - set(found.summary) == {
+        "first_normalized",
+        "final_normalized",
+        "final_normalized_of_means",
+    }
+    assert found.returns == anchored.returns
+    found.save(tmp_path / "result.json")
+    assert EvalResult.load(tmp_path / "result.json") == found
+    assert paired_difference(found, anchored)["mean"] == 0.0  # of returns
+    card = model_card(make_agent().config, asdict(found))
+    assert "Memory emptied at each episode: return" in card
+    assert "normalised" not in card
+    plot_results([found], tmp_path / "picture.png")

@@ -450,3 +450,20 @@ def test_a_recurrent_policy_of_another_library_meta_learns(native):
     starts = learner.rollout_buffer.episode_starts.reshape(2, 32)  # of the second rollout, as it was learned from
     for row in starts:
         assert (np.flatnonzero(row) + 32).tolist() == [45, 60]
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
+def test_tokens_of_trials_in_gymnasiums_own_vector_env(mode):
+    trials = [lambda: TrialWrapper(Counter(), episodes=2)] * 2
+    with closing(SyncVectorEnv(trials, autoreset_mode=mode)) as vector:
+        env, single = VectorExperienceObservation(vector), ExperienceObservation(TrialWrapper(Counter(), episodes=2))
+        env.reset(seed=0)
+        single.reset(seed=0)
+        for action in (0.1, 0.3):  # the first episode of the trial ends
+            tokens, _, _, _, info = env.step(np.full((2, 1), action))
+            expected, _, terminated, truncated, of_one = single.step(np.array([action]))
+        assert not terminated
+        assert not truncated
+        assert expected[-1] == 1.0
+        np.testing.assert_array_equal(tokens, [expected, expected])
+        np.testing.assert_array_equal(info["final_obs"][1], of_one["final_obs"])

@@ -503,6 +503,22 @@ def check_collection(config: CollectionConfig) -> None:
         saw = HistoryDataset(config.informed).manifest.hyperparameters.get("privileged", False)
         if saw != config.privileged:
             raise ConfigError(f"the learner of {config.informed} had privileged={saw}, this has {config.privileged}")
+    check_amount(config)
+
+
+def check_amount(config: CollectionConfig) -> None:
+    """A seed, and steps that make at least one shard, which any source needs.
+
+    Raises:
+        ConfigError: says what was expected.
+    """
+    if config.seed < 0:
+        raise ConfigError(f"seed: expected at least 0, got {config.seed}")
+    if config.specialise_steps_per_task and config.steps == config.shared_steps:
+        raise ConfigError(
+            f"specialise_steps_per_task {config.specialise_steps_per_task} over {config.streams} streams is less than "
+            f"one shard of {config.shard_steps} steps"
+        )
     if config.shared_steps < 1 and config.informed is None:
         raise ConfigError(
             f"steps_per_task {config.steps_per_task} over {config.streams} streams is less than one shard of "

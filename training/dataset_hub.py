@@ -6,7 +6,7 @@ manifest itself is put in its place, so a directory becomes a dataset when all o
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from icrl_agents.atomic import write_text_atomically
@@ -100,10 +100,23 @@ def pull_dataset(repo_id: str, directory: str | Path, *, revision: str | None = 
                 )
             _delete_damaged(directory, manifest)
             write_text_atomically(directory / MANIFEST_FILE, manifest_file.read_text(encoding="utf-8"))
-            shutil.rmtree(directory / ".cache", ignore_errors=True)  # the client's notes on what it fetched
+            _delete_notes(directory / ".cache/huggingface")
     dataset = HistoryDataset(directory)
     dataset.verify()
     return dataset
+
+
+def _delete_notes(folder: Path) -> None:
+    """The client's notes on what it fetched, and no more: in a home directory its own cache lies beside them."""
+    for name in ("download", "trees"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    if any(path.is_dir() for path in folder.iterdir()):
+        return
+    for name in (".gitignore", "CACHEDIR.TAG"):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # not empty
+        folder.rmdir()
+        folder.parent.rmdir()
 
 
 def dataset_card(manifest: Manifest) -> str:

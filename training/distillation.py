@@ -8,6 +8,7 @@ update depends on nothing but the seed and the update. The directory becomes a c
 validation, and from then on holds the best one so far.
 """
 
+import json
 import math
 import time
 from collections.abc import Mapping
@@ -21,9 +22,9 @@ import numpy as np
 import torch
 from torch import nn
 
-import icrl_agents.envs  # noqa: F401  registers the environments
 from icrl_agents.backbones.weights import load_backbone
 from icrl_agents.config import AgentConfig, Head, ModelConfig, Tokenization, check_literals, to_dict
+from icrl_agents.envs import split_names
 from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.hub import save_checkpoint
 from icrl_agents.model import InContextModel
@@ -138,6 +139,8 @@ class DistillationConfig:
                 raise ConfigError(f"{name}: expected a finite number, at least 0, got {getattr(self, name)}")
         if self.muon_learning_rate and not self.learning_rate:
             raise ConfigError("muon_learning_rate: AdamW, which has the other weights, needs a learning_rate as well")
+        if self.seed < 0:
+            raise ConfigError(f"seed: expected at least 0, got {self.seed}")
         if not 0 <= self.val_fraction < 1:
             raise ConfigError(f"val_fraction: expected at least 0 and less than 1, got {self.val_fraction}")
         check_literals(self)
@@ -208,7 +211,8 @@ def train(
     dataset.verify()
     if manifest.env_id != config.env_id:
         raise DatasetError(f"{dataset_dir} is of {manifest.env_id}, the run of {config.env_id}")
-    if rollout is None and config.val_episodes:
+    known = manifest.split in split_names(manifest.env_id)
+    if rollout is None and config.val_episodes and known:
         rollout = rollout_on_unseen_tasks(manifest, config.val_episodes, config.seed)
     out_dir = Path(out_dir)
     with joined_processes() as processes, ExitStack() as held, torch.random.fork_rng():
@@ -223,6 +227,8 @@ def train(
         if not processes.first:
             return run.finish(None)
         with RunLog(out_dir, config.updates, run.state.update, tensorboard=tensorboard, quiet=quiet) as log:
+            if not known and not quiet:
+                log.say(f"split {manifest.split!r} is not known here: checkpoints are chosen without roll-outs")
             return run.finish(log)
 
 
@@ -439,12 +445,14 @@ def _split(
     config: DistillationConfig, dataset: HistoryDataset, agent: AgentConfig, final_policy: FinalPolicy | None
 ) -> tuple[KeptHistories, KeptHistories]:
     """The histories to train on, and those of some tasks held out. At least one task is trained on."""
-    tasks = len(dataset.manifest.tasks)
-    count = min(math.ceil(config.val_fraction * tasks), tasks - 1)
-    held_out = set(np.random.default_rng(purpose_seed(config.seed, "held out")).permutation(tasks)[:count].tolist())
+    texts = [json.dumps(dict(task), sort_keys=True) for task in dataset.manifest.tasks]
+    tasks = list(dict.fromkeys(texts))  # what was imported may name one several times
+    count = min(math.ceil(config.val_fraction * len(tasks)), len(tasks) - 1)
+    order = np.random.default_rng(purpose_seed(config.seed, "held out")).permutation(len(tasks))
+    held_out = {tasks[index] for index in order[:count]}
     parts: tuple[list[int], list[int]] = ([], [])
     for h in range(len(dataset)):
-        parts[dataset.task_index(h) in held_out].append(h)
+        parts[texts[dataset.task_index(h)] in held_out].append(h)
     low, high = np.asarray(agent.action_low), np.asarray(agent.action_high)
     # On-policy distillation asks its teachers, not these.
     target = config.target if config.on_policy is None else "sampled"

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from icrl_agents.errors import DatasetError
 
+LOCK_FILE = ".lock"
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}")  # the temporary names of icrl_agents.atomic
 _OWN_FOLDERS = (".", "shards", "snapshots", "rounds")  # deeper or elsewhere, another process may be writing
 
@@ -36,7 +37,7 @@ class DirectoryLock:
     def __init__(self, directory: Path) -> None:
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
-            self._handle: int | None = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self._handle: int | None = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

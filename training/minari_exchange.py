@@ -206,9 +206,18 @@ def _manifest(
         source=f"minari {found.id}",
         hyperparameters={"algorithm": metadata.get("algorithm_name", "unknown"), "minari": found.minari_version},
         seed=0,
-        env_options=_plain(spec.kwargs) if spec else {},
+        env_options=_options(spec) if spec else {},
         **{"env_id": spec.id if spec else "", **changes},
     )
+
+
+def _options(spec: Any) -> dict[str, Any]:
+    """What the environment was made with, as far as its id does not say it."""
+    options = _plain(spec.kwargs)
+    registered = gymnasium.registry.get(spec.id)
+    if spec.max_episode_steps and (registered is None or spec.max_episode_steps != registered.max_episode_steps):
+        options["max_episode_steps"] = spec.max_episode_steps
+    return options
 
 
 def _import(

@@ -12,7 +12,7 @@ after begins with it, and so do the sequences that are trained on.
 """
 
 import json
-import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -210,7 +210,10 @@ class OnPolicySampler:
 
     def clean_up(self) -> None:
         """Delete the rounds, once the run is done."""
-        shutil.rmtree(self._directory, ignore_errors=True)
+        for path in self._directory.glob("[0-9]" * 5 + ".safetensors"):
+            path.unlink()
+        with suppress(OSError):  # it holds what is not ours
+            self._directory.rmdir()
 
     def _act(self, number: int, model: InContextModel) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """One round: tokens ``[N, L, T]``, targets ``[N, L, A]`` and the memories it begins with; and how it ends."""

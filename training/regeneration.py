@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from icrl_agents.config import check_literals
-from icrl_agents.envs import MetaVectorEnv, env_definition, sample_tasks, task_split
+from icrl_agents.envs import MetaVectorEnv, env_definition, task_split
 from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.training.collection import collection_progress, evaluate_policies, make_rows
 from icrl_agents.training.histories import HistoryDataset, HistoryWriter, Manifest
@@ -28,7 +28,7 @@ from icrl_agents.training.sources.rollouts import told
 REGENERATED = "regenerated"
 """The source of such a dataset, as its manifest names it."""
 
-_INITIAL_STATES, _NOISE, _WRONG_EXPERTS = range(3)
+_INITIAL_STATES, _NOISE, _WRONG_EXPERTS, _TASKS = range(4)
 """Random streams under one seed."""
 
 
@@ -69,6 +69,8 @@ class RegenerationConfig:
 
     def __post_init__(self) -> None:
         check_literals(self)
+        if self.seed < 0:
+            raise ConfigError(f"seed: expected at least 0, got {self.seed}")
         for name in ("wrong_expert_steps", "shard_steps", "steps", "streams"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -120,7 +122,9 @@ def _manifest(parent: Manifest, config: RegenerationConfig) -> Manifest:
     tasks, subset = parent.tasks, parent.subset
     split, split_hash = parent.split, parent.split_hash
     if config.sampled_tasks:
-        tasks, subset = tuple(sample_tasks(parent.env_id, config.sampled_tasks, config.seed)), "sampled"
+        stream = np.random.SeedSequence([config.seed, _TASKS])  # others than sample_tasks draws by the same seed
+        tasks = tuple(env_definition(parent.env_id).sample_tasks(config.sampled_tasks, stream))
+        subset = "sampled"
     elif config.subset is not None:
         named = task_split(parent.env_id, parent.split)
         tasks, subset = tuple(t for part in config.subset.split("+") for t in named.subset(part)), config.subset
@@ -168,6 +172,9 @@ class _Regeneration:
             source.manifest.tasks.index(task) if task in source.manifest.tasks else None for task in manifest.tasks
         ]
         self._loaded: tuple[int, SnapshotPolicies] | None = None
+        if None in self._chosen and config.policy == "learning":
+            for index in range(len(source.snapshot_steps)):  # a source that specialised can do others only before it
+                self._tensors(index)
         self._privileged = sees_privileged(self._policies(0).seen_dim, definition)
 
     def run(self, writer: HistoryWriter, quiet: bool) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -163,6 +164,9 @@ def test_push_then_pull(server: Any, mine: Path, tmp_path: Path, make_dataset) -
     server.files["shards/00007.safetensors"] = b"of what was there before"
     server.files["huge.bin"] = b"somebody else's"
     home, there = tmp_path / "home", tmp_path / "there"
+    own = there / ".cache/huggingface/hub/models--mine"  # as in a home directory
+    own.mkdir(parents=True)
+    (own / "weights.bin").write_bytes(b"mine")
     address = client(server, home, f"print(push_dataset({str(mine)!r}, 'org/data', private=True))")
     assert address.endswith(f"/commit/{server.commits[-1]}")
     assert (server.repo["type"], server.repo["visibility"]) == ("dataset", "private")
@@ -172,6 +176,9 @@ def test_push_then_pull(server: Any, mine: Path, tmp_path: Path, make_dataset) -
 
     pull = f"print(len(attempt(pull_dataset, 'org/data', {str(there)!r})))"
     assert client(server, home, pull) == "4"
+    assert (own / "weights.bin").is_file()
+    assert sorted(path.name for path in own.parents[1].iterdir()) == [".gitignore", "CACHEDIR.TAG", "hub"]
+    shutil.rmtree(there / ".cache")
     assert names(there) == expected
     assert HistoryDataset(there).manifest == HistoryDataset(mine).manifest
     HistoryDataset(there).verify()

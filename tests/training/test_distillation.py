@@ -385,6 +385,20 @@ def test_validation_rolls_out_on_unseen_tasks(tmp_path, make_dataset):
         quietly(of, tmp_path / "old", tmp_path / "out3")
 
 
+def test_data_of_a_split_that_is_not_known_here_is_validated_by_its_loss(tmp_path, make_dataset, monkeypatch):
+    """What was imported, in which a task may stand several times: it is trained on or held out as a whole."""
+    one, other = task_split("icrl/ReacherGoal-v0").train[:2]
+    make_dataset(tmp_path / "data", split="imported", split_hash="", tasks=(one, one, one, other, other))
+    parts = []
+    split = distillation._split
+    monkeypatch.setattr(distillation, "_split", lambda *arguments: parts.extend(split(*arguments)) or parts[-2:])
+    result = quietly(config(updates=2, val_episodes=5), tmp_path / "data", tmp_path / "out")
+    assert result.best_score < 0  # a loss
+    goals = [{part.dataset.task(history)["goal"][0] for history in part.histories} for part in parts]
+    assert all(len(part) == 1 for part in goals)
+    assert goals[0] != goals[1]
+
+
 @pytest.mark.parametrize(
     ("loss", "returns", "score"),
     [

@@ -447,6 +447,10 @@ def test_a_run_becomes_an_agent_of_its_recipe(data: Path, tmp_path: Path, monkey
 def test_a_finished_run_leaves_no_rounds_and_stays_as_it_is(data: Path, tmp_path: Path) -> None:
     first = run(config(), data, tmp_path / "out")
     assert not (tmp_path / "out/rounds").exists()
+    (tmp_path / "mine/rounds").mkdir(parents=True)
+    (tmp_path / "mine/rounds/own.txt").write_text("not of the run")
+    run(config(), data, tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine/rounds").iterdir()] == ["own.txt"]
     weights = (tmp_path / "out/model.safetensors").read_bytes()
     assert run(config(), data, tmp_path / "out") == first
     assert (tmp_path / "out/model.safetensors").read_bytes() == weights

@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from icrl_agents.envs import env_definition, task_split
+from icrl_agents.envs import env_definition, sample_tasks, task_split
 from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.training.collection import CollectionConfig, collect
 from icrl_agents.training.histories import HistoryDataset, HistoryWriter
@@ -193,6 +193,21 @@ def test_what_cannot_be_made_is_refused(independent: Path, tmp_path: Path, make_
         ({"steps": 0}, "steps is at least 1"),
         ({"policy": "best"}, "expected one of 'learning', 'final'"),
         ({"subset": "val", "sampled_tasks": 3}, "not both"),
+        ({"seed": -1}, "seed"),
     ):
         with pytest.raises(ConfigError, match=message):
             replace(SMALL, **changes)
+
+
+def test_a_source_that_specialised_does_no_other_tasks(tmp_path: Path) -> None:
+    special = replace(TINY, task_informed=True, specialise_steps_per_task=600, specialise=PPOConfig(50, hidden=(8,)))
+    collect(special, tmp_path / "special", quiet=True)
+    with pytest.raises(DatasetError, match="learned task by task"):
+        regenerate(tmp_path / "special", tmp_path / "new", replace(SMALL, sampled_tasks=4), quiet=True)
+    assert not (tmp_path / "new").exists()  # before anything begins
+
+
+def test_sampled_tasks_are_not_those_that_evaluations_sample(informed: Path, tmp_path: Path) -> None:
+    made = regenerate(informed, tmp_path, replace(SMALL, sampled_tasks=4, streams=1, steps=100), quiet=True)
+    evaluated = sample_tasks(ENV_ID, 4, SMALL.seed)
+    assert not [task for task in made.manifest.tasks if task in evaluated]

@@ -10,8 +10,10 @@ import inspect
 import multiprocessing
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,11 +36,13 @@ from icrl_agents.errors import ConfigError, DatasetError, TaskError
 from icrl_agents.training.collection import (
     EVALUATION_EPISODES,
     CollectionConfig,
+    check_amount,
     collection_manifest,
     collection_progress,
     learner_seed,
 )
 from icrl_agents.training.histories import HistoryDataset, HistoryWriter, Manifest
+from icrl_agents.training.lock import LOCK_FILE, DirectoryLock
 from icrl_agents.training.sources.sb3_droq import DroQ
 
 ALGORITHMS: Mapping[str, type[BaseAlgorithm]] = {
@@ -139,6 +143,7 @@ def collect_sb3(
     Raises:
         DatasetError: the directory holds another collection, or an interrupted run.
     """
+    check_amount(config)
     manifest = _manifest(algorithm, config, options)
     if not 0 <= task_index < len(manifest.tasks):
         raise TaskError(f"{config.subset} has the tasks 0 to {len(manifest.tasks) - 1}, got {task_index}")
@@ -190,6 +195,7 @@ def collect_sb3_tasks(
     """
     if jobs < 1:
         raise ConfigError(f"jobs is at least 1, got {jobs}")
+    check_amount(config)
     manifest = _manifest(algorithm, config, options)
     folder = Path(directory) / TASKS_FOLDER
     with HistoryWriter.create_or_resume(directory, manifest) as writer:
@@ -213,7 +219,10 @@ def collect_sb3_tasks(
                         print(f"{done} of {len(runs)} tasks learned", flush=True)
             parts = [HistoryDataset(run.args[2]) for run in runs]
             _merge(parts, writer)
-        shutil.rmtree(folder, ignore_errors=True)
+        for task in range(len(manifest.tasks)):
+            shutil.rmtree(folder / f"{task:05d}", ignore_errors=True)
+        with suppress(OSError):  # not there, or it holds what is not ours
+            folder.rmdir()
     return HistoryDataset(directory)
 
 
@@ -224,13 +233,29 @@ def _in_processes(runs: Sequence[Callable[[], None]], jobs: int) -> Iterator[Non
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(jobs, context, _begin_worker, (threads,)) as pool:
         try:
             for future in as_completed([pool.submit(run) for run in runs]):
                 yield future.result()
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()  # its run would begin again anyway, and leaving waits for it
             raise
+
+
+def _begin_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    """A worker whose parent was killed would go on, and meet the one that the same command starts next."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run_task(algorithm: str, config: CollectionConfig, directory: Path, task: int, options: Mapping[str, Any]) -> None:
@@ -239,8 +264,24 @@ def _run_task(algorithm: str, config: CollectionConfig, directory: Path, task: i
         try:
             HistoryDataset(directory)
         except DatasetError:
-            shutil.rmtree(directory)
+            _delete_run(directory)
     collect_sb3(algorithm, config, directory, task, options, quiet=True)
+
+
+def _delete_run(directory: Path) -> None:
+    """What a run of ours left there; nothing that is not locked by us, or never was.
+
+    Raises:
+        DatasetError: another process writes there.
+    """
+    if not (directory / LOCK_FILE).exists():
+        return
+    with DirectoryLock(directory):
+        for path in directory.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK_FILE:
+                path.unlink()
 
 
 def _merge(parts: list[HistoryDataset], writer: HistoryWriter) -> None:

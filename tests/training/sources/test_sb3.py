@@ -1,5 +1,8 @@
 """Sources of stable-baselines3: DroQ is DroQ, every algorithm is recorded, runs on all tasks become one dataset."""
 
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,10 @@ import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
-from icrl_agents.errors import DatasetError
+from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.training.collection import CollectionConfig, learner_seed
 from icrl_agents.training.histories import HistoryDataset
+from icrl_agents.training.lock import DirectoryLock
 from icrl_agents.training.sources import sb3
 from icrl_agents.training.sources.sb3 import HistoryRecorder, collect_sb3, collect_sb3_tasks
 from icrl_agents.training.sources.sb3_droq import DroQ
@@ -123,3 +127,46 @@ def test_processes_learn_what_one_does(tmp_path: Path) -> None:
         for jobs in (1, 2)
     ]
     assert made[0] == made[1]
+
+
+def test_less_than_a_shard_is_refused(tmp_path: Path) -> None:
+    for changes, message in (({"steps_per_task": 50}, "less than one shard"), ({"seed": -1}, "seed")):
+        config = replace(SMALL, **changes)
+        with pytest.raises(ConfigError, match=message):
+            collect_sb3("sb3-ppo", config, tmp_path / "one", 0, PPO, quiet=True)
+        with pytest.raises(ConfigError, match=message):
+            collect_sb3_tasks("sb3-ppo", config, tmp_path / "all", PPO, jobs=1, quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_lies_beside_the_runs_stays(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/mine.txt").write_text("not a run")
+    collect_sb3_tasks("sb3-ppo", replace(SMALL, steps_per_task=100, streams=1), tmp_path, PPO, jobs=1, quiet=True)
+    assert [path.name for path in (tmp_path / "tasks").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.soak
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    """They would write where the same command, started again, writes."""
+    code = f"""
+from dataclasses import replace
+from icrl_agents.training.collection import CollectionConfig
+from icrl_agents.training.sources.sb3 import collect_sb3_tasks
+if __name__ == "__main__":
+    config = CollectionConfig({ENV_ID!r}, subset="val", steps_per_task=1_000_000, streams=1, shard_steps=50)
+    collect_sb3_tasks("sb3-ppo", config, {str(tmp_path / "all")!r}, {{"n_steps": 50}}, jobs=2, quiet=True)
+"""
+    (tmp_path / "parent.py").write_text(code)
+    with subprocess.Popen([sys.executable, tmp_path / "parent.py"]) as parent:
+        runs = tmp_path / "all/tasks"
+        deadline = time.monotonic() + 120
+        while len(list(runs.glob("*/shards/*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        held = [path.parent for path in runs.glob("*/.lock")]
+        parent.kill()
+    assert len(held) == 2
+    time.sleep(2)
+    for directory in held:
+        with DirectoryLock(directory):  # nobody has it
+            pass
