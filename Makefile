@@ -39,7 +39,7 @@ docs: $(VENV)/ready  ## the documentation's site, into build/site; a broken link
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/built .
 	ICRL_DOCS_PACKAGE=$(VENV)/built $(BIN)/mkdocs build --strict
 
-reproduce: $(VENV)/ready  ## from nothing: collect, train, evaluate the bundled agent of ENV
+reproduce: $(VENV)/ready  ## from nothing: collect, train, fine-tune, evaluate the bundled agent of ENV
 	$(BIN)/icrl-agents reproduce $(ENV)
 
 clean:

@@ -30,7 +30,7 @@ def by_task(results: list[EvalResult], path: Path) -> None:
     definition = env_definition(results[0].env_id)
     numbers = np.stack([definition.task_numbers(task) for task in results[0].tasks])  # [N, m]
     labels = [f"{key}[{i}]" if size > 1 else key for key, size in definition.task_keys.items() for i in range(size)]
-    figure = Figure(figsize=(4 * len(labels), 3.4), layout="constrained", dpi=130)
+    figure = Figure(figsize=(max(6, 4 * len(labels)), 3.8), layout="constrained", dpi=130)
     panels = figure.subplots(1, len(labels), squeeze=False)[0]
     for panel, label, column in zip(panels, labels, numbers.T, strict=True):
         for result in results:
@@ -39,7 +39,8 @@ def by_task(results: list[EvalResult], path: Path) -> None:
         panel.axhline(1, color="#555555", ls="--", lw=1)
         panel.axhline(0, color="#555555", ls="-.", lw=1)
         panel.set(xlabel=label, ylabel="normalized return, last episodes")
-    panels[0].legend(fontsize=8)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.savefig(path)
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -101,8 +102,8 @@ class List:
         from icrl_agents.hub import bundled_agents
         from icrl_agents.kernels import available_kernels
 
-        name, final = (Column(title, no_wrap=True) for title in ("agent", "normalized return"))  # to be copied
-        table = Table(name, "backbone", "parameters", final)
+        titles = ("agent", "backbone", "params", "normalized (mean of ratios)")
+        table = Table(*(Column(title, no_wrap=True) for title in titles))  # names are to be copied
         for agent in bundled_agents():
             where = agent.env_id if agent.backbone == "-" else agent.backbone  # "on the Hub: ..."
             table.add_row(agent.name, where, agent.parameters, agent.final_normalized)
@@ -114,7 +115,7 @@ class List:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Evaluate an agent by the protocol of every published number."""
+    """Evaluate an agent on unseen tasks: returns, anchors, controls, intervals. Published returns: --seed 0 1 2."""
 
     agent: Positional[str]
     """Bundled name, directory, or Hub id."""
@@ -129,7 +130,7 @@ class Evaluate:
     seed: Annotated[tuple[int, ...], tyro.conf.arg(name="seed")] = (0,)
     """Evaluation seeds; returns are averaged over them task by task."""
     controls: bool = True
-    """Also run swapped rewards and forgetting at every episode."""
+    """Also run swapped rewards and forgetting at every episode, with the first seed."""
     json: Path | None = None
     """File for the whole result."""
     plot: Path | None = None
@@ -298,6 +299,10 @@ def main(arguments: list[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # progress reaches a log file at once
     let_idle_threads_sleep()
+    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+        packages = ("icrl-agents", "torch", "mujoco", "gymnasium", "numpy", "numba")
+        print(", ".join(f"{name} {version(name)}" for name in packages))
+        return
     if os.environ.get(VARIABLE):
         sys.path.insert(0, os.getcwd())  # as python -m has it: own modules mostly lie where one works
     chosen: Any = tyro.extras.subcommand_cli_from_dict(
@@ -305,7 +310,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="icrl-agents",
         description=(
             "Agents that learn a new task from interaction alone, with no weight update. Environments and backbones of "
-            "your own: ICRL_IMPORT=MODULE names what registers them."
+            "your own: ICRL_IMPORT=MODULE names what registers them. --version says what runs here."
         ),
         args=arguments,
     )

@@ -41,7 +41,7 @@ class Collect:
     env: Positional[str]
     """Environment, e.g. reacher-goal."""
     preset: Preset = "laptop"
-    """Source algorithm and amount of data."""
+    """Source algorithm and amount of data; task-informed sources have one setting for both."""
     out: Path | None = None
     """Folder of the dataset; default: data/ENV/SOURCE."""
     source: Source = "task-parallel"
@@ -117,7 +117,8 @@ class Train:
     preset: Preset = "laptop"
     """Size, sequence length and schedule."""
     method: Method = "ad"
-    """From the histories as they are (ad, the paper), or with the student acting and the final policies teaching."""
+    """From the histories as they are (ad, the paper; no agent here became better than blind by it), or with the student
+    acting and the final policies of a task-informed source teaching (on-policy, as the bundled agents without -ad)."""
     head: Head = "deterministic"
     """Trained by squared error (the paper), or by likelihood; then the agent samples its actions."""
     out: Path | None = None
@@ -125,7 +126,8 @@ class Train:
     name: str | None = None
     """Name of the agent; default: the folder's."""
     target: Literal["sampled", "source_mean", "final_policy"] | None = None
-    """What to predict: the executed action (the paper), the source's mean, or its final policy's action."""
+    """What to predict: the executed action (the paper), the source's mean, or its final policy's action; default:
+    sampled with method ad, final_policy with on-policy."""
     mask_rewards: bool = False
     """The control agent, which never sees a reward."""
     updates: int | None = None
@@ -171,7 +173,7 @@ class Finetune:
     """
 
     agent: Positional[str]
-    """Agent name, directory or Hub id, e.g. pusher-goal-mamba."""
+    """Agent name, directory or Hub id, e.g. runs/mine."""
     out: Path | None = None
     """Folder of the checkpoint; default: runs/AGENT-finetuned."""
     name: str | None = None
@@ -287,7 +289,7 @@ class Reproduce:
     preset: Preset = "laptop"
     """Amount of data, size and schedule."""
     method: Method = "on-policy"
-    """As the shipped agents were made, or ad: as the paper's."""
+    """As the bundled agents without -ad were made (on-policy), or as those with it, and the paper's (ad)."""
     head: Head = "deterministic"
     """Trained by squared error (the paper), or by likelihood; then the agent samples its actions."""
     mask_rewards: bool = False

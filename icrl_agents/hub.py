@@ -105,7 +105,7 @@ class AgentSummary(NamedTuple):
         env_id: what it acts in.
         backbone: of its model.
         parameters: of its model.
-        final_normalized: normalised return of the last measured episodes, mean over tasks with its interval.
+        final_normalized: normalized return of the last measured episodes, mean over tasks with its interval.
     """
 
     name: str

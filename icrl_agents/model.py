@@ -89,7 +89,7 @@ class InContextModel(nn.Module):
             tokens: raw tokens ``[B, L, T]``.
             carry: where an earlier call stopped.
             forget_before: ``[B, L]`` bool, True where a new task starts.
-            input_noise: ``[B, L, T]`` added to the normalised tokens (training).
+            input_noise: ``[B, L, T]`` added to the normalized tokens (training).
 
         Returns:
             Predictions ``[B, L, A]`` and the carry after the last step.

@@ -14,9 +14,9 @@ CURVE_EPISODES = (1, 2, 3, 5, 10, 20, 30, 40)
 SUMMARY_ROWS = {
     "first_return": "return of the first episode",
     "final_return": "return of the last episodes",
-    "first_normalized": "normalised, first episode",
-    "final_normalized": "normalised, last episodes",
-    "final_normalized_of_means": "normalised, last episodes, ratio of the means",
+    "first_normalized": "normalized, first episode",
+    "final_normalized": "normalized, last episodes",
+    "final_normalized_of_means": "normalized, last episodes, ratio of the means",
 }
 """What the card quotes of an evaluation's summary, and how it calls it."""
 
@@ -60,7 +60,8 @@ def model_card(
         eval_results=None if evaluation is None else _eval_results(evaluation),
     )
     measured = "Nothing was measured yet." if evaluation is None else _measured(config, evaluation, figure)
-    return f"---\n{data.to_yaml()}\n---\n\n{_body(config, measured, recipe, training is not None, video)}"
+    body = _body(config, measured, _what(config, evaluation), recipe, training is not None, video)
+    return f"---\n{data.to_yaml()}\n---\n\n{body}"
 
 
 def card_of_repository(card: str, name: str, repo_id: str) -> str:
@@ -70,14 +71,30 @@ def card_of_repository(card: str, name: str, repo_id: str) -> str:
     return card
 
 
-def _body(config: AgentConfig, measured: str, recipe: str, reproducible: bool, video: str | None) -> str:
+def _what(config: AgentConfig, evaluation: Mapping[str, Any] | None) -> str:
+    """What kind of agent it is, in a sentence that its evaluation allows."""
+    final = ((evaluation or {}).get("summary") or {}).get("final_normalized", {})
+    if final and final.get("low", final["mean"]) <= 0:
+        return (
+            f"A baseline for `{config.env_id}`: on unseen tasks it is **not measurably better than a policy that sees "
+            f"neither task nor reward** (normalized return {quoted(final)}, where that one has 0). Its weights stay as "
+            f"they are, all it might learn is in the memory of its {config.model.backbone} backbone."
+        )
+    return (
+        f"An agent for `{config.env_id}` that learns a task it has never seen while it acts: its weights stay as they "
+        f"are, all learning happens in the memory of its {config.model.backbone} backbone."
+    )
+
+
+def _body(config: AgentConfig, measured: str, what: str, recipe: str, reproducible: bool, video: str | None) -> str:
     model = config.model
     film = "" if video is None else f'\n<video controls autoplay loop muted src="{video}"></video>\n'
     return f"""# {config.name}
 
-An agent for `{config.env_id}` that learns a task it has never seen while it acts: its weights stay as they
-are, all learning happens in the memory of its {model.backbone} backbone.
+{what}
 {film}
+With the package `icrl-agents` installed:
+
 ```python
 import icrl_agents
 
@@ -92,6 +109,8 @@ for _ in range({config.training_episodes} * {config.episode_steps}):
     if terminated or truncated:
         obs, _ = env.reset()  # the next episode of the same task
 ```
+
+It was trained on lives in one task each: call `agent.reset()` where the task changes.
 
 ## Measured
 
@@ -163,7 +182,7 @@ def _controls(controls: Mapping[str, Any]) -> str:
         )
     if "reset_each_episode" in controls:
         summary = controls["reset_each_episode"]
-        what = "normalised return" if "final_normalized" in summary else "return"
+        what = "normalized return" if "final_normalized" in summary else "return"
         lines.append(f"- Memory emptied at each episode: {what} {quoted(final_of(summary))}.")
     return "\n".join(["Controls, mean [95 % interval over tasks]:", "", *lines]) if lines else ""
 
@@ -200,7 +219,7 @@ def _curve(evaluation: Mapping[str, Any]) -> str:
     if evaluation.get("normalized"):
         normalized = np.asarray(evaluation["normalized"], float)
         row = " | ".join(f"{normalized[:, e - 1].mean():.2f}" for e in shown)
-        lines += [f"| normalised (0 blind, 1 oracle) | {row} |"]
+        lines += [f"| normalized (0 blind, 1 oracle) | {row} |"]
     anchors = evaluation.get("anchors") or {}
     if anchors:
         means = ", ".join(f"{name} {np.mean(values):.2f}" for name, values in anchors.items())

@@ -55,6 +55,8 @@ def plot_results(results: Sequence[EvalResult], path: str | Path) -> Path:
 def plot_environments(results: Sequence[EvalResult], path: str | Path) -> Path:
     """Draw the return per episode in several environments, a panel each, as the paper's Figure 1.
 
+    Episodes are on a logarithmic axis, and what lies far below blind is out of the picture.
+
     Args:
         results: of any environments, in the order of the panels; each environment's of one split and subset.
         path: of the picture; the ending gives the format.
@@ -68,15 +70,45 @@ def plot_environments(results: Sequence[EvalResult], path: str | Path) -> Path:
     }
     if not results or any(len({(r.split, r.subset) for r in own}) != 1 for own in of_envs.values()):
         raise InputError("a figure shows results, of each environment those of exactly one split and subset")
+    kinds = {r.agent: r.agent.removeprefix(f"{short_name(r.env_id)}-") for r in results}
+    colors = dict(zip(dict.fromkeys(kinds.values()), _COLORS * len(results), strict=False))
     rows = (len(of_envs) + 1) // 2
-    figure = _figure(path, (11, 3.8 * rows))
+    figure = _figure(path, (11, 3.6 * rows + 0.4))
     panels = figure.subplots(rows, 2, squeeze=False).reshape(-1)
     for panel, own in zip(panels, of_envs.values(), strict=False):
-        _returns(panel, own)
+        for result in own:
+            episodes = np.arange(1, len(result.returns[0]) + 1)
+            kind = kinds[result.agent]
+            _band(panel, episodes, np.asarray(result.returns), colors[kind], kind, None)
+        _in_view(panel, own)
         panel.set_title(f"{short_name(own[0].env_id)}, {len(own[0].tasks)} unseen tasks")
     for panel in panels[len(of_envs) :]:
         figure.delaxes(panel)
-    return _saved(figure, path)
+    drawn: dict[str, Any] = {}
+    for axes in figure.axes:
+        drawn |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=len(drawn), fontsize=9, frameon=False)
+    return _saved(figure, path, legends=False)
+
+
+def _in_view(axes: Axes, results: Sequence[EvalResult]) -> None:
+    """What lies between and about the anchors, which are named at their lines; first episodes have most of the room."""
+    last = max(2, max(len(result.returns[0]) for result in results))
+    axes.set_xscale("log")
+    axes.set_xlim(1, last)
+    ticks = [episode for episode in (1, 2, 3, 5, 10, 20, 40, 100, 300) if episode <= last]
+    axes.set_xticks(ticks, [str(episode) for episode in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel="episode of an unseen task", ylabel="return per episode")
+    anchors = results[0].anchors
+    levels = {name: float(np.mean(anchors[name])) for name in ("oracle", "blind") if name in anchors}
+    for name, level in levels.items():
+        axes.axhline(level, color="#555555", ls="--" if name == "oracle" else "-.", lw=1.2)
+        white = {"facecolor": "white", "alpha": 0.7, "pad": 0.5, "edgecolor": "none"}
+        axes.text(1.03, level, f"{name} {level:.4g}", va="bottom", fontsize=8, color="#333333", bbox=white)
+    if levels:
+        span = levels["oracle"] - levels["blind"]
+        axes.set_ylim(levels["blind"] - 0.4 * span, levels["oracle"] + 0.4 * span)
 
 
 def _figure(path: Path, size: tuple[float, float]) -> Figure:
@@ -88,11 +120,12 @@ def _figure(path: Path, size: tuple[float, float]) -> Figure:
     return figure
 
 
-def _saved(figure: Figure, path: Path) -> Path:
+def _saved(figure: Figure, path: Path, *, legends: bool = True) -> Path:
     for axes in figure.axes:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
+        if legends:
+            axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path

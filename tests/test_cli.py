@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file
 
+import icrl_agents
 from icrl_agents import cli
 from icrl_agents.agent import InContextAgent
 from icrl_agents.cli import COMMANDS, main
@@ -581,6 +582,11 @@ def test_reproduce_goes_on_where_it_was_interrupted(
     main(["reproduce", "reacher-goal"])
     assert updates == [1, 2]
     assert (tmp_path / "runs/reacher-goal-mamba/evaluation.json").exists()
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out.startswith(f"icrl-agents {icrl_agents.__version__}, torch 2.")
 
 
 def test_an_environment_of_ones_own_goes_all_the_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

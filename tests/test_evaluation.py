@@ -538,5 +538,5 @@ def test_without_anchors_returns_alone_are_told(
     assert paired_difference(found, anchored)["mean"] == 0.0  # of returns
     card = model_card(make_agent().config, asdict(found))
     assert "Memory emptied at each episode: return" in card
-    assert "normalised" not in card
+    assert "normalized" not in card
     plot_results([found], tmp_path / "picture.png")

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from icrl_agents.agent import InContextAgent
-from icrl_agents.envs import MetaEnvDefinition, Task, env_ids, sample_tasks, short_name, task_split
+from icrl_agents.envs import MetaEnvDefinition, Task, env_ids, load_anchors, sample_tasks, short_name, task_split
 from icrl_agents.evaluation import EvalResult, evaluate, paired_difference, rollout
 from icrl_agents.hub import agent_names, packaged
 from icrl_agents.model_card import quoted
@@ -67,7 +67,7 @@ def numbers(pattern: str, text: str) -> list[float]:
 
 
 def test_every_example_has_a_test() -> None:
-    assert [path.name[:2] for path in EXAMPLES] == [f"{number:02d}" for number in range(1, 18)]
+    assert [path.name[:2] for path in EXAMPLES] == [f"{number:02d}" for number in range(1, 19)]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -258,7 +258,7 @@ def test_film_a_source(run: Callable[..., str], tmp_path: Path, monkeypatch: pyt
 def test_the_page_for_builders_shows_the_examples_code() -> None:
     page, source = (path.read_text(encoding="utf-8") for path in (ROOT / "docs/own_env.md", example("04")))
     blocks = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         assert block in source
     named = set(re.findall(r"^\| `(.*?)` ", page, re.MULTILINE))
@@ -314,20 +314,25 @@ def test_results_are_redrawn_from_the_raw_ones(run_here: Callable[..., str], tmp
     returns, controls = (line for line in printed if line.startswith("| `reacher-goal-mamba` |"))
     assert f"{np.asarray(raw.returns)[:, -5:].mean():.2f} [" in returns
     assert f"| {raw.controls['swapped_rewards']['nearer_to_rewarded'] * 30:.0f} of 30 |" in controls
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    told = [line for line in readme if line.startswith("| `") and re.search(r"-(mamba|transformer)[`-]", line)]
+    readme, measured = (
+        (ROOT / page).read_text(encoding="utf-8").splitlines() for page in ("README.md", "docs/measured.md")
+    )
+    told = [line for line in measured if line.startswith("| `") and re.search(r"-(mamba|transformer)[`-]", line)]
     assert set(told) <= set(printed)  # no row that the script does not print
+    rows = [line for line in readme if line.startswith("| `") and re.search(r"-(mamba|transformer)[`-]", line)]
+    assert set(rows) <= set(told)
+    assert len(rows) == sum("-ad" not in name for name in agent_names())
     for path in packaged().glob("*/evaluation.json"):
         assert sum(line.startswith(f"| `{path.parent.name}` |") for line in told) == 2  # returns and controls
     for env_id in dict.fromkeys(EvalResult.load(path).env_id for path in packaged().glob("*/evaluation.json")):
         name = short_name(env_id)
         found = re.search(rf"^{name}-mamba minus {name}-transformer, paired by task: (.*)$", out, re.MULTILINE)
         assert found is not None
-        assert f"| {found[1]} |" in "\n".join(readme)
+        assert f"| {found[1]} |" in "\n".join(measured)
     distilled = re.findall(r"^\S+-ad(?:-gaussian)?, episode 1 / 10 / 40 \| normalized: (.*\])", out, re.MULTILINE)
     bundled = sum("-ad" in name for name in agent_names())
     assert len(distilled) == bundled + sum(path.stem.endswith(("-ad", "-ad-gaussian")) for path in others.iterdir())
-    assert all(f"| {learned} |" in "\n".join(readme) for learned in distilled)
+    assert all(f"| {learned} |" in "\n".join(measured) for learned in distilled)
 
 
 def test_the_log_tells_what_each_option_gave() -> None:
@@ -462,3 +467,27 @@ def test_options_of_distillation(run_here: Callable[..., str], tmp_path: Path) -
     ]
     with pytest.raises(SystemExit):
         run_here(*small, "--only", "paper", "unheard-of")
+
+
+def test_the_task_changes(run_here: Callable[..., str], tmp_path: Path) -> None:
+    small = ["--agents", "reacher-goal-mamba", "--before", 2, "--episodes", 3, "--out", "changes.png"]
+    out = run_here(example("18"), *small)
+    tasks, anchors = task_split(ENV_ID).val, load_anchors(ENV_ID, "paper").of("val")
+    blind, oracle = (np.roll(anchors[of], -1) for of in ("blind", "oracle"))
+    agent = InContextAgent.from_pretrained("reacher-goal-mamba")
+    env = agent.make_vec_env(10, tasks=tasks)
+    lived = {}
+    for told in ("no", "yes"):
+        env.unwrapped.set_tasks(tasks)
+        agent.run_episodes(env, 2, seed=0)
+        env.unwrapped.set_tasks([*tasks[1:], tasks[0]])
+        if told == "yes":
+            agent.reset(env=env)
+        returns = agent.run_episodes(env, 3, seed=1, remember=True).returns
+        lived[told] = ((returns - blind[:, None]) / (oracle - blind)[:, None]).mean(0)
+        pattern = rf"^. reacher-goal-mamba . {told} +. (\S+) +. \S+ +. (\S+) "
+        shown = re.search(pattern, out, re.MULTILINE)
+        assert shown is not None
+        assert [float(value) for value in shown.groups()] == pytest.approx([lived[told][0], lived[told][2]], abs=0.006)
+    assert lived["no"][2] < lived["yes"][2] - 0.5  # whoever is not told goes on in the old task
+    assert (tmp_path / "changes.png").read_bytes().startswith(b"\x89PNG")

@@ -455,6 +455,15 @@ def test_every_agent_in_the_package_loads_and_all_fit_in_40_megabytes():
 # ------------------------------------------------------------------ the card
 
 
+@pytest.mark.parametrize(("low", "good"), [(0.1, True), (-0.1, False)])
+def test_the_card_says_of_an_agent_that_learns_nothing_that_it_does_not(make_config, low, good):
+    summary = {"final_normalized": {"mean": 0.2, "low": low, "high": 0.3, "iqm": 0.2}}
+    card = model_card(make_config(), {**EVALUATION, "summary": summary})
+    assert ("learns a task it has never seen" in card) == good
+    assert ("not measurably better than" in card) != good
+    assert (f"(normalized return 0.20 [{low:.2f}, 0.30]" in card) != good
+
+
 def test_the_card_holds_the_measured_numbers(make_config):
     card = ModelCard(model_card(make_config(), EVALUATION))
     assert card.data.library_name == "icrl-agents"
@@ -464,13 +473,13 @@ def test_the_card_holds_the_measured_numbers(make_config):
     assert first_episode.metric_value == -11.0  # (-10 - 12) / 2
     assert last_episode.metric_value == -3.0  # (-4 - 2) / 2
     assert "| return | -11.00 | -7.00 | -3.00 |" in card.text
-    assert "| normalised (0 blind, 1 oracle) | 0.00 | 0.38 | 0.50 |" in card.text
+    assert "| normalized (0 blind, 1 oracle) | 0.00 | 0.38 | 0.50 |" in card.text
     assert "blind -11.00, oracle -3.00" in card.text
     assert "| return of the last episodes | -7.00 [-7.33, -6.67] | -7.25 |" in card.text
-    assert "| normalised, last episodes, ratio of the means | 0.51 [0.26, 0.76] | - |" in card.text
+    assert "| normalized, last episodes, ratio of the means | 0.51 [0.26, 0.76] | - |" in card.text
     assert "50% of the tasks" in card.text
     assert "error to the rewarded task 0.010 [0.005, 0.015], to its own 0.200 [0.100, 0.300]" in card.text
-    assert "Memory emptied at each episode: normalised return 0.12 [0.00, 0.25]" in card.text
+    assert "Memory emptied at each episode: normalized return 0.12 [0.00, 0.25]" in card.text
     assert "Evaluation seeds: 0, 1." in card.text
     assert "`icrl-agents evaluate tiny-mamba --tasks 2 --episodes 3 --seed 0 1`" in card.text
     assert "sequences of 4 episodes" in card.text
@@ -538,3 +547,15 @@ def test_loaded_models_are_in_evaluation_mode_and_equal(saved, agent):
     assert to_dict(config) == to_dict(agent.config)
     for name, tensor in agent.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor)
+
+
+def test_bundled_cards_are_what_the_package_writes():
+    for name in hub.agent_names():
+        directory = hub.packaged() / name
+        _, config = hub.load_checkpoint(directory)
+        evaluation, training = (
+            json.loads((directory / f"{part}.json").read_text()) for part in ("evaluation", "training")
+        )
+        figure, video = (file if (directory / file).is_file() else None for file in ("curve.png", "replay.mp4"))
+        written = model_card(config, evaluation, training, figure, video)
+        assert (directory / "README.md").read_text(encoding="utf-8") == written, name

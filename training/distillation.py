@@ -79,7 +79,7 @@ class DistillationConfig:
         episodes: length of a training sequence, in episodes.
         from_start: probability that a sequence begins where its history begins.
         random_offset: keep other episodes, still one in k, each time a history is drawn.
-        input_noise: standard deviation of the Gaussian noise on normalised tokens.
+        input_noise: standard deviation of the Gaussian noise on normalized tokens.
         updates: optimiser steps.
         batch_size: sequences an update.
         learning_rate: peak of AdamW's.
