@@ -45,8 +45,11 @@ def begin_round(
     before: Mapping[str, np.ndarray],
     life_rounds: int,
     rng: np.random.Generator,
+    task_changes: float = 0.0,
 ) -> Beginning:
     """Put environment and student where the round before left them; rows whose lives are over begin anew.
+
+    A row's task is always the same. That a task changes is seen from the memory: it is that of a life in another row.
 
     Args:
         env: of N rows.
@@ -54,6 +57,7 @@ def begin_round(
         before: what :func:`end_round` gave; empty begins every life.
         life_rounds: of a life at most; each draws its own number.
         rng: of all that begins.
+        task_changes: probability that a row which goes on begins an episode, and has the memory of another such row.
     """
     rows = env.num_envs
     student.reset(env=env, seed=int(rng.integers(2**31)))
@@ -62,15 +66,20 @@ def begin_round(
     if before:
         before = {name: array.copy() for name, array in before.items()}
         go_on = before["rounds_left"] > 0
+        changing = np.flatnonzero(go_on & (rng.random(rows) < task_changes)) if task_changes else np.zeros(0, np.int64)
+        _exchange(before, changing, rng.permutation(changing))
+        begins = ~go_on
+        begins[changing] = True
         env.set_state({n.removeprefix("env."): a for n, a in before.items() if n.startswith("env.")})
         observation = before["observation"]
-        if not go_on.all():
-            observation, _ = env.reset(options={"reset_mask": ~go_on})
+        if begins.any():
+            observation, _ = env.reset(options={"reset_mask": begins})
         rounds_left = np.where(go_on, before["rounds_left"], rounds_left)
         state = student.get_state()
         state.tokens = before["tokens"]
         state.carry = _filled(state.carry, before)
         student.set_state(state)
+        student.begin_episode(begins)
         student.forget(~go_on)
     state = student.get_state()
     return Beginning(observation, state.tokens[:, env.definition.observation_dim :], rounds_left, _parts(state.carry))
@@ -103,6 +112,12 @@ def end_round(
 def remembered(model: InContextModel, memory: Mapping[str, np.ndarray]) -> Carry | None:
     """Memories ``carry.0, carry.1, ...`` as the model's carry; None where there are none."""
     return _filled(model.backbone.initial_carry(1), memory) if memory else None
+
+
+def _exchange(lives: dict[str, np.ndarray], rows: np.ndarray, others: np.ndarray) -> None:
+    """Give ``rows`` what ``others`` remember: in place, and both from before."""
+    for name in ("tokens", "rounds_left", *(name for name in lives if name.startswith(CARRY))):
+        lives[name][rows] = lives[name][others]
 
 
 def _parts(carry: Carry) -> dict[str, np.ndarray]:

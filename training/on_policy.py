@@ -75,6 +75,8 @@ class OnPolicyConfig:
         short_fraction: share of the run's updates that the first part takes.
         life_rounds: rounds that a row goes on in its task before it forgets and begins anew, at most; each life draws
             its own number. 1 begins every round with an empty memory.
+        task_changes: probability that a row that goes on begins a round with what another row remembers: as if its task
+            had changed, and nobody had told it.
         teacher: probability that a row's episode is acted by its own teacher, in the first rounds; the last
             value holds for all later ones.
         wrong_teacher: probability that it is acted by the teacher of another task.
@@ -87,6 +89,7 @@ class OnPolicyConfig:
     short_episodes: int = 10
     short_fraction: float = 0.6
     life_rounds: int = 1
+    task_changes: float = 0.0
     teacher: tuple[float, ...] = (1.0, 0.6, 0.3, 0.1)
     wrong_teacher: float = 0.1
     noise: tuple[float, ...] = (0.0, 0.0, 0.1, 0.3)
@@ -97,7 +100,8 @@ class OnPolicyConfig:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not self.teacher or not self.noise or min(self.noise) < 0:
             raise ConfigError("teacher and noise: expected at least one value each, noise not negative")
-        for name, value in [("wrong_teacher", self.wrong_teacher), *(("teacher", p) for p in self.teacher)]:
+        single = [("wrong_teacher", self.wrong_teacher), ("task_changes", self.task_changes)]
+        for name, value in [*single, *(("teacher", p) for p in self.teacher)]:
             if not 0 <= value <= 1:
                 raise ConfigError(f"{name}: expected probabilities, got {value}")
 
@@ -225,7 +229,8 @@ class OnPolicySampler:
             np.asarray(bound, np.float32) for bound in (self._agent_config.action_low, self._agent_config.action_high)
         )
         student = InContextAgent(model, self._agent_config)
-        begun = begin_round(self._env, student, self._lives, self._config.life_rounds, rng)
+        config = self._config
+        begun = begin_round(self._env, student, self._lives, config.life_rounds, rng, config.task_changes)
         observation = begun.observation
         seen = np.empty((rows, steps, self._teachers.seen_dim), np.float32)
         observations = seen[:, :, : self._manifest.observation_dim]

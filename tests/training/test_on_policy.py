@@ -227,6 +227,39 @@ def test_a_life_goes_on_over_rounds(tmp_path: Path, manifest: Manifest, backbone
     assert len(sampler.sample().memory) == sum(name.startswith("carry.") for name in rounds[0])
 
 
+@pytest.mark.parametrize("backbone", ["mamba", "transformer"])
+def test_a_task_that_changes_is_met_with_the_memory_of_another(
+    tmp_path: Path, manifest: Manifest, backbone: str
+) -> None:
+    """Rows that go on exchange their memories, whole; those whose life is over begin anew."""
+    lives = OnPolicyConfig(round_updates=1, rows_per_task=2, life_rounds=3, task_changes=0.8)
+    student = agent_config(config(backbone), manifest)
+    model = InContextModel(student.model).eval()
+    sampler = OnPolicySampler(
+        lives, manifest, student, LinearTeachers(), tmp_path, updates=6, batch_size=2, episodes=1, seed=7
+    )
+    rounds = []
+    for number in range(6):
+        sampler.prepare(number + 1, model)
+        rounds.append(load_arrays(tmp_path / f"rounds/{number:05d}.safetensors"))
+    changed = 0
+    for before, now in pairwise(rounds):
+        go_on = before["lives.rounds_left"] > 0
+        parts = [name for name in now if name.startswith("carry.")]
+        begun, ended = (
+            np.concatenate([np.reshape(arrays[prefix + name], (len(go_on), -1)) for name in parts], axis=1)
+            for arrays, prefix in ((now, ""), (before, "lives."))
+        )
+        came_from = [np.flatnonzero((ended == memory).all(1)).tolist() for memory in begun[go_on]]
+        assert all(len(rows) == 1 for rows in came_from)
+        assert sorted(row for rows in came_from for row in rows) == np.flatnonzero(go_on).tolist()
+        changed += sum(rows != [own] for rows, own in zip(came_from, np.flatnonzero(go_on), strict=True))
+        assert not now["tokens"][~go_on, 0, 8:19].any()  # nothing came before
+        origin = [row for rows in came_from for row in rows]
+        np.testing.assert_array_equal(now["tokens"][go_on, 0, 8:], before["lives.tokens"][origin, 8:])
+    assert changed > 3
+
+
 def carry_of(model: InContextModel, round_: Round) -> Any:
     leaves, structure = pytree.tree_flatten(model.backbone.initial_carry(1))
     return pytree.tree_unflatten([torch.from_numpy(round_[f"carry.{i}"]) for i in range(len(leaves))], structure)
@@ -474,6 +507,7 @@ def test_not_a_teacher_for_each_task(data: Path, tmp_path: Path) -> None:
         {"teacher": ()},
         {"teacher": (1.0, 1.1)},
         {"wrong_teacher": -0.1},
+        {"task_changes": 1.1},
         {"noise": ()},
         {"noise": (-0.1,)},
     ],
