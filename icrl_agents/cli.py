@@ -19,7 +19,7 @@ from rich.text import Text
 from tyro.conf import Positional
 
 from icrl_agents.cli_data import DATA_COMMANDS, PullData, Regenerate
-from icrl_agents.cli_training import Anchors, Collect, Finetune, ImportMamba, Reproduce, Train
+from icrl_agents.cli_training import Anchors, Collect, Finetune, ImportMamba, Presets, Reproduce, Train
 from icrl_agents.cli_watch import Watch
 from icrl_agents.envs.own_modules import VARIABLE
 from icrl_agents.errors import IcrlError, InputError
@@ -287,6 +287,7 @@ COMMANDS = (
     Compare,
     Anchors,
     Reproduce,
+    Presets,
     ImportMamba,
     Push,
     Publish,

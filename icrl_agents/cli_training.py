@@ -1,5 +1,6 @@
 """Commands that make agents: collect histories, train on them, measure anchors, or all of it one after the other."""
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -322,6 +323,40 @@ class Reproduce:
         for part, seconds in times.items():
             table.add_row(part, f"{seconds / 60:.1f}")
         console.print(table)
+
+
+@dataclass(frozen=True)
+class Presets:
+    """What a preset has in an environment: the settings of collecting, training and fine-tuning, as JSON."""
+
+    env: Positional[str]
+    """Environment, e.g. reacher-goal."""
+    preset: Preset = "laptop"
+    """Which preset."""
+    source: Source | None = None
+    """Of the histories; default: the method's."""
+    method: Method = "on-policy"
+    """How to distil."""
+    backbone: str = "mamba"
+    """Registered sequence model."""
+
+    def run(self) -> None:
+        """Print them."""
+        from icrl_agents.config import to_dict
+        from icrl_agents.envs import resolve_env_id
+        from icrl_agents.training.pipeline import SOURCES
+        from icrl_agents.training.presets import distillation_preset, is_finetuned, reinforcement_preset
+        from icrl_agents.training.sources.presets import collection_preset
+
+        env_id = resolve_env_id(self.env)
+        told = {
+            "collect": collection_preset(env_id, self.preset, self.source or SOURCES[self.method]),
+            "train": distillation_preset(env_id, self.preset, self.backbone, self.method),
+            "finetune": reinforcement_preset(env_id),
+        }
+        print(json.dumps({part: to_dict(config) for part, config in told.items()}, indent=2))
+        if not (self.method == "on-policy" and is_finetuned(env_id, self.preset)):
+            print("(reproduce does not fine-tune here)", file=sys.stderr)
 
 
 @dataclass(frozen=True)

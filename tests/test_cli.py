@@ -19,6 +19,7 @@ import icrl_agents
 from icrl_agents import cli
 from icrl_agents.agent import InContextAgent
 from icrl_agents.cli import COMMANDS, main
+from icrl_agents.config import to_dict
 from icrl_agents.envs import env_ids, load_anchors, task_split
 from icrl_agents.evaluation import EvalResult, evaluate
 from icrl_agents.hub import agent_names
@@ -582,6 +583,21 @@ def test_reproduce_goes_on_where_it_was_interrupted(
     main(["reproduce", "reacher-goal"])
     assert updates == [1, 2]
     assert (tmp_path / "runs/reacher-goal-mamba/evaluation.json").exists()
+
+
+def test_presets_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["presets", "half-cheetah-vel", "--backbone", "transformer"])
+    told, notes = capsys.readouterr()
+    found = json.loads(told)
+    expected = presets.distillation_preset("icrl/HalfCheetahVel-v0", "laptop", "transformer", "on-policy")
+    assert found["train"] == to_dict(expected)
+    assert found["collect"]["task_informed"]
+    assert found["finetune"]["noise_decay"] == presets.reinforcement_preset("icrl/HalfCheetahVel-v0").noise_decay
+    assert not notes
+    main(["presets", "reacher-goal", "--method", "ad"])
+    told, notes = capsys.readouterr()
+    assert not json.loads(told)["collect"]["task_informed"]
+    assert "does not fine-tune" in notes
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:

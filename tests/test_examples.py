@@ -329,6 +329,9 @@ def test_results_are_redrawn_from_the_raw_ones(run_here: Callable[..., str], tmp
         found = re.search(rf"^{name}-mamba minus {name}-transformer, paired by task: (.*)$", out, re.MULTILINE)
         assert found is not None
         assert f"| {found[1]} |" in "\n".join(measured)
+    survived = re.findall(r"^(\S+), last episodes \| steps \| .*: (.*)$", out, re.MULTILINE)
+    assert len(survived) == sum(name.startswith("ant-dir") for name in agent_names())
+    assert all(f"| {name} | {row} |" in measured for name, row in survived)
     distilled = re.findall(r"^\S+-ad(?:-gaussian)?, episode 1 / 10 / 40 \| normalized: (.*\])", out, re.MULTILINE)
     bundled = sum("-ad" in name for name in agent_names())
     assert len(distilled) == bundled + sum(path.stem.endswith(("-ad", "-ad-gaussian")) for path in others.iterdir())
