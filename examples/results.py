@@ -90,9 +90,8 @@ for env_id in dict.fromkeys(result.env_id for result in found):
         print(f"{result.agent}, 90 % of its gain by episode {result.summary['episodes_to_90_percent_of_gain']}")
         steps, returns = (np.asarray(of)[:, -LAST_EPISODES:].mean() for of in (result.lengths, result.returns))
         if name == "ant-dir":  # it is paid 1 for each step on its feet
-            print(
-                f"{result.agent}, last episodes | steps | return without the survival bonus: {steps:.1f} | {returns - steps:.0f}"
-            )
+            told = f"{steps:.1f} | {returns - steps:.0f}"
+            print(f"{result.agent}, last episodes | steps | return without the survival bonus: {told}")
     for other in results[1:]:
         difference = paired_difference(results[0], other)
         print(f"{results[0].agent} minus {other.agent}, paired by task: {quoted(difference, 3)}")

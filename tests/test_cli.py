@@ -590,7 +590,7 @@ def test_presets_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     told, notes = capsys.readouterr()
     found = json.loads(told)
     expected = presets.distillation_preset("icrl/HalfCheetahVel-v0", "laptop", "transformer", "on-policy")
-    assert found["train"] == to_dict(expected)
+    assert found["train"] == json.loads(json.dumps(to_dict(expected)))
     assert found["collect"]["task_informed"]
     assert found["finetune"]["noise_decay"] == presets.reinforcement_preset("icrl/HalfCheetahVel-v0").noise_decay
     assert not notes
