@@ -6,7 +6,7 @@ with stored state, as R2D2, Kapturowski et al. 2019).
     N rows, N_o observation entries, T token entries
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from icrl_agents.agent import InContextAgent
 from icrl_agents.backbones import Carry
-from icrl_agents.envs import MetaVectorEnv
+from icrl_agents.envs import MetaVectorEnv, Task
 from icrl_agents.model import InContextModel
 
 CARRY = "carry."
@@ -57,7 +57,8 @@ def begin_round(
         before: what :func:`end_round` gave; empty begins every life.
         life_rounds: of a life at most; each draws its own number.
         rng: of all that begins.
-        task_changes: probability that a row which goes on begins an episode, and has the memory of another such row.
+        task_changes: probability that a row which goes on begins an episode, and has the memory of another such row, of
+            another task.
     """
     rows = env.num_envs
     student.reset(env=env, seed=int(rng.integers(2**31)))
@@ -66,10 +67,13 @@ def begin_round(
     if before:
         before = {name: array.copy() for name, array in before.items()}
         go_on = before["rounds_left"] > 0
-        changing = np.flatnonzero(go_on & (rng.random(rows) < task_changes)) if task_changes else np.zeros(0, np.int64)
-        _exchange(before, changing, rng.permutation(changing))
+        changed, others = (
+            _changes(go_on & (rng.random(rows) < task_changes), env.tasks, rng) if task_changes else ([], [])
+        )
+        for name in ("tokens", "rounds_left", *(name for name in before if name.startswith(CARRY))):
+            before[name][changed] = before[name][others]
         begins = ~go_on
-        begins[changing] = True
+        begins[changed] = True
         env.set_state({n.removeprefix("env."): a for n, a in before.items() if n.startswith("env.")})
         observation = before["observation"]
         if begins.any():
@@ -114,10 +118,11 @@ def remembered(model: InContextModel, memory: Mapping[str, np.ndarray]) -> Carry
     return _filled(model.backbone.initial_carry(1), memory) if memory else None
 
 
-def _exchange(lives: dict[str, np.ndarray], rows: np.ndarray, others: np.ndarray) -> None:
-    """Give ``rows`` what ``others`` remember: in place, and both from before."""
-    for name in ("tokens", "rounds_left", *(name for name in lives if name.startswith(CARRY))):
-        lives[name][rows] = lives[name][others]
+def _changes(drawn: np.ndarray, tasks: Sequence[Task], rng: np.random.Generator) -> tuple[list[int], list[int]]:
+    """Rows of those ``drawn`` ``[N]`` whose task changes, and rows of other tasks whose memory each then has."""
+    rows = rng.permutation(np.flatnonzero(drawn))
+    pairs = [(row, other) for row, other in zip(rows, np.roll(rows, 1), strict=True) if tasks[row] != tasks[other]]
+    return [int(row) for row, _ in pairs], [int(other) for _, other in pairs]
 
 
 def _parts(carry: Carry) -> dict[str, np.ndarray]:

@@ -75,8 +75,8 @@ class OnPolicyConfig:
         short_fraction: share of the run's updates that the first part takes.
         life_rounds: rounds that a row goes on in its task before it forgets and begins anew, at most; each life draws
             its own number. 1 begins every round with an empty memory.
-        task_changes: probability that a row that goes on begins a round with what another row remembers: as if its task
-            had changed, and nobody had told it.
+        task_changes: probability that a row that goes on begins a round with what a row of another task remembers: as if
+            its task had changed, and nobody had told it. It needs lives of several rounds.
         teacher: probability that a row's episode is acted by its own teacher, in the first rounds; the last
             value holds for all later ones.
         wrong_teacher: probability that it is acted by the teacher of another task.
@@ -98,6 +98,8 @@ class OnPolicyConfig:
         for name in ("rows_per_task", "round_updates", "keep_rounds", "short_episodes", "life_rounds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.task_changes and self.life_rounds == 1:
+            raise ConfigError("task_changes happen between the rounds of a life: give life_rounds of at least 2")
         if not self.teacher or not self.noise or min(self.noise) < 0:
             raise ConfigError("teacher and noise: expected at least one value each, noise not negative")
         single = [("wrong_teacher", self.wrong_teacher), ("task_changes", self.task_changes)]

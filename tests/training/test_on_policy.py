@@ -231,7 +231,7 @@ def test_a_life_goes_on_over_rounds(tmp_path: Path, manifest: Manifest, backbone
 def test_a_task_that_changes_is_met_with_the_memory_of_another(
     tmp_path: Path, manifest: Manifest, backbone: str
 ) -> None:
-    """Rows that go on exchange their memories, whole; those whose life is over begin anew."""
+    """Rows that go on have memories of other tasks, whole; those whose life is over begin anew."""
     lives = OnPolicyConfig(round_updates=1, rows_per_task=2, life_rounds=3, task_changes=0.8)
     student = agent_config(config(backbone), manifest)
     model = InContextModel(student.model).eval()
@@ -251,9 +251,11 @@ def test_a_task_that_changes_is_met_with_the_memory_of_another(
             for arrays, prefix in ((now, ""), (before, "lives."))
         )
         came_from = [np.flatnonzero((ended == memory).all(1)).tolist() for memory in begun[go_on]]
-        assert all(len(rows) == 1 for rows in came_from)
-        assert sorted(row for rows in came_from for row in rows) == np.flatnonzero(go_on).tolist()
-        changed += sum(rows != [own] for rows, own in zip(came_from, np.flatnonzero(go_on), strict=True))
+        assert all(len(rows) == 1 and go_on[rows[0]] for rows in came_from)
+        other = [rows != [own] for rows, own in zip(came_from, np.flatnonzero(go_on), strict=True)]
+        tasks = [rows[0] // 2 != own // 2 for rows, own in zip(came_from, np.flatnonzero(go_on), strict=True)]
+        assert other == tasks  # none has the memory of a row of its own task, but its own
+        changed += sum(other)
         assert not now["tokens"][~go_on, 0, 8:19].any()  # nothing came before
         origin = [row for rows in came_from for row in rows]
         np.testing.assert_array_equal(now["tokens"][go_on, 0, 8:], before["lives.tokens"][origin, 8:])
@@ -507,7 +509,8 @@ def test_not_a_teacher_for_each_task(data: Path, tmp_path: Path) -> None:
         {"teacher": ()},
         {"teacher": (1.0, 1.1)},
         {"wrong_teacher": -0.1},
-        {"task_changes": 1.1},
+        {"task_changes": 1.1, "life_rounds": 2},
+        {"task_changes": 0.5},
         {"noise": ()},
         {"noise": (-0.1,)},
     ],
