@@ -67,9 +67,8 @@ def begin_round(
     if before:
         before = {name: array.copy() for name, array in before.items()}
         go_on = before["rounds_left"] > 0
-        changed, others = (
-            _changes(go_on & (rng.random(rows) < task_changes), env.tasks, rng) if task_changes else ([], [])
-        )
+        drawn = go_on & (rng.random(rows) < task_changes) if task_changes else np.zeros(rows, bool)
+        changed, others = _changes(drawn, env.tasks, rng)
         for name in ("tokens", "rounds_left", *(name for name in before if name.startswith(CARRY))):
             before[name][changed] = before[name][others]
         begins = ~go_on

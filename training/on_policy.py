@@ -75,8 +75,8 @@ class OnPolicyConfig:
         short_fraction: share of the run's updates that the first part takes.
         life_rounds: rounds that a row goes on in its task before it forgets and begins anew, at most; each life draws
             its own number. 1 begins every round with an empty memory.
-        task_changes: probability that a row that goes on begins a round with what a row of another task remembers: as if
-            its task had changed, and nobody had told it. It needs lives of several rounds.
+        task_changes: probability that a row that goes on begins a round with what a row of another task remembers: as
+            if its task had changed, and nobody had told it. It needs lives of several rounds.
         teacher: probability that a row's episode is acted by its own teacher, in the first rounds; the last
             value holds for all later ones.
         wrong_teacher: probability that it is acted by the teacher of another task.
