@@ -20,7 +20,7 @@ from icrl_agents.envs.anchors import Anchors, has_anchors, load_anchors, registe
 from icrl_agents.envs.definition import MetaEnvDefinition, PhysicsState, Task
 from icrl_agents.envs.own_modules import ADVICE, import_own_modules
 from icrl_agents.envs.single import MetaEnv
-from icrl_agents.envs.splits import TaskSplit, default_split_of, register_split_of, split_names, split_of
+from icrl_agents.envs.splits import TaskSplit, default_split_of, register_split_of, split_names_of, split_of
 from icrl_agents.envs.vector import MetaVectorEnv
 from icrl_agents.errors import ConfigError, UnknownNameError
 
@@ -85,6 +85,12 @@ def env_definition(env_id: str) -> MetaEnvDefinition:
         raise UnknownNameError("environment", env_id, _ENVS, ADVICE)
     env_class: Any = load_env_creator(_ENVS[env_id][0])
     return env_class.definition
+
+
+def split_names(env_id: str) -> tuple[str, ...]:
+    """The splits of an environment: those that come with it, sorted, then your own; none for an id not known here."""
+    import_own_modules()
+    return split_names_of(env_id)
 
 
 def default_split(env_id: str) -> str:

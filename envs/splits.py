@@ -135,7 +135,7 @@ def register_split_of(
 ) -> TaskSplit:
     """See :func:`icrl_agents.envs.register_split`."""
     env_id = definition.env_id
-    if name in split_names(env_id):
+    if name in split_names_of(env_id):
         raise ConfigError(f"{env_id} has a split {name!r} already")
     if not isinstance(name, str) or re.fullmatch(r"[\w-]+", name) is None:
         raise ConfigError(f"a split's name has letters, digits, '_' and '-', got {name!r}")
@@ -153,15 +153,15 @@ def register_split_of(
     return copy.deepcopy(split)
 
 
-def split_names(env_id: str) -> tuple[str, ...]:
-    """The splits of an environment: those that come with it, sorted, then your own; none for an id not known here."""
+def split_names_of(env_id: str) -> tuple[str, ...]:
+    """See :func:`icrl_agents.envs.split_names`."""
     own = (name for known, name in _REGISTERED if known == env_id)
     return (*sorted(name for known, name in _SPLITS if known == env_id), *own)
 
 
 def default_split_of(definition: MetaEnvDefinition) -> str:
     """See :func:`icrl_agents.envs.default_split`."""
-    names = split_names(definition.env_id)
+    names = split_names_of(definition.env_id)
     if not names:
         raise UnknownNameError(f"split of {definition.env_id}", "paper", names, "register_split gives it one.")
     return "paper" if "paper" in names else names[0]
@@ -182,7 +182,7 @@ def split_of(definition: MetaEnvDefinition, name: str | None) -> TaskSplit:
 def _published(definition: MetaEnvDefinition, name: str) -> TaskSplit:
     env_id = definition.env_id
     if (env_id, name) not in _SPLITS:
-        raise UnknownNameError(f"split of {env_id}", name, split_names(env_id))
+        raise UnknownNameError(f"split of {env_id}", name, split_names_of(env_id))
     lists = tuple(tuple(tasks) for tasks in _SPLITS[env_id, name](definition))
     digest = _content_hash(*lists)
     if digest != _FROZEN[env_id, name]:

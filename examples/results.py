@@ -2,8 +2,8 @@
 
 The return per episode in all environments (the paper's Figure 1). For each environment the return per episode and the
 reward inside the first, the normalized return of the last episodes task by task, and the paired difference of the
-agents. And the rows of README's tables, returns and controls, also of what else was measured: masked agents, other
-splits, long lives.
+agents. And the rows of the tables of docs/measured.md, returns and controls, also of what else was measured: masked
+agents, other splits, long lives.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def digits(size: float) -> int:
 
 
 def table_row(name: str, result: EvalResult, parameters: int | None = None) -> str:
-    """As README's table has it."""
+    """As the table of returns has it."""
     s = result.summary
     places = digits(abs(s["final_return"]["mean"]))
     returns = [quoted(s[key], places) for key in ("first_return", "final_return")]
@@ -60,14 +60,14 @@ def table_row(name: str, result: EvalResult, parameters: int | None = None) -> s
 
 
 def learning(result: EvalResult) -> str:
-    """Mean returns in episodes 1, 10 and 40, and normalized, as README's table of Algorithm Distillation has them."""
+    """Mean returns in episodes 1, 10 and 40, and normalized, as the table of Algorithm Distillation has them."""
     returns = np.mean(result.returns, 0)[[0, 9, 39]]
     curve = " / ".join(f"{value:.{digits(np.max(np.abs(returns)))}f}" for value in returns)
     return f"{curve} | {quoted(result.summary['final_normalized'])}"
 
 
 def control_row(name: str, result: EvalResult) -> str:
-    """As README's table of controls has it: acting on one task with the rewards of another; forgetting."""
+    """As the table of controls has it: acting on one task with the rewards of another; forgetting."""
     swapped = result.controls["swapped_rewards"]
     followed = f"{swapped['nearer_to_rewarded'] * len(result.tasks):.0f} of {len(result.tasks)}"
     errors = [f"{swapped[key]['mean']:#.2g}" for key in ("error_to_rewarded", "error_to_own")]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from icrl_agents.config import AgentConfig
+from icrl_agents.envs.own_modules import import_own_modules
 from icrl_agents.errors import ConfigError, InputError
 
 RECORDED = ("observations", "actions", "rewards", "terminated", "truncated")
@@ -131,6 +132,7 @@ def autoreset_mode_of(given: AutoresetMode | str | None) -> AutoresetMode:
 
 def make_of(make: Callable[..., Any], env_id: str, options: Mapping[str, Any], **own: Any) -> Any:
     """What Gymnasium makes of an id and options, and of arguments of our own, which an error does not show."""
+    import_own_modules()
     try:
         return make(env_id, **own, **options)
     except (TypeError, gymnasium.error.Error) as error:

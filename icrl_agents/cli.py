@@ -168,7 +168,7 @@ class Compare:
     agents: Positional[tuple[str, ...]]
     """Agents (name, directory, Hub id) or results (JSON of evaluate)."""
     split: str | None = None
-    """Named task split; default: each agent's own."""
+    """Named task split; default: the first one's."""
     subset: Literal["val", "test"] = "test"
     """Part of the split."""
     tasks: int = 30
@@ -183,22 +183,30 @@ class Compare:
     def run(self) -> None:
         """Evaluate what is not a result yet, and show all beside each other."""
         from icrl_agents.agent import InContextAgent
-        from icrl_agents.evaluation import EvalResult, evaluate, paired_difference
+        from icrl_agents.evaluation import EvalResult, evaluate, paired_difference, split_for
         from icrl_agents.model_card import final_of, quoted
         from icrl_agents.plots import plot_results
 
         if not self.agents:
             raise InputError("name at least one agent or result to compare")
+        loaded = {
+            name: EvalResult.load(name) if name.endswith(".json") else InContextAgent.from_pretrained(name)
+            for name in self.agents
+        }
+        first = next(iter(loaded.values()))
+        split = self.split or (first.split if isinstance(first, EvalResult) else split_for(first))
         results = []
-        for name in self.agents:
-            if name.endswith(".json"):
-                results.append(EvalResult.load(name))
+        for name, given in loaded.items():
+            if isinstance(given, EvalResult):
+                if given.split != split:
+                    raise InputError(f"{name} is of split {given.split!r}, the comparison of {split!r}")
+                results.append(given)
                 continue
             with console.status(Text(f"evaluating {name}")):
                 results.append(
                     evaluate(
-                        InContextAgent.from_pretrained(name),
-                        split=self.split,
+                        given,
+                        split=split,
                         subset=self.subset,
                         tasks=self.tasks,
                         episodes=self.episodes,

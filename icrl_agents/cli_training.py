@@ -231,7 +231,7 @@ class Anchors:
     data: Path | None = None
     """Folder for the oracles' histories; default: data/ENV/oracle."""
     out: Path | None = None
-    """JSON file; default: the one the package ships. One of your own: register_split(..., anchors=FILE)."""
+    """JSON file; default: the one that register_split(..., anchors=FILE) named, or the one that the package ships."""
     only: tuple[Literal["zero", "random", "blind", "oracle"], ...] = ("zero", "random", "blind", "oracle")
     """Which to measure; the file then holds no others."""
     floor: float | None = None
@@ -242,7 +242,7 @@ class Anchors:
     def run(self) -> None:
         """Measure and write."""
         from icrl_agents.envs import resolve_env_id, short_name
-        from icrl_agents.envs.anchors import ANCHOR_NAMES, anchor_file_name
+        from icrl_agents.envs.anchors import ANCHOR_NAMES, anchors_path
         from icrl_agents.training.anchors import measure_anchors, save_anchors
         from icrl_agents.training.memory import keep_freed_memory
         from icrl_agents.training.sources.presets import oracle_collection
@@ -250,8 +250,9 @@ class Anchors:
         keep_freed_memory()
         env_id = resolve_env_id(self.env)
         config = oracle_collection(env_id, self.split, self.steps_per_task, self.informed, self.seed)
-        if self.out is None and not env_id.startswith("icrl/"):
-            raise ConfigError(f"the package ships no anchors of {env_id}: name the file with --out")
+        out = self.out or anchors_path(env_id, config.split)
+        if out is None:
+            raise ConfigError(f"no file is known for anchors of {env_id} on split {config.split!r}: name it with --out")
         options = f"--split {config.split} --steps-per-task {self.steps_per_task} --seed {self.seed}"
         if self.informed is not None:
             options += f" --informed {self.informed}"
@@ -262,9 +263,6 @@ class Anchors:
         if self.floor is not None:
             options += f" --floor {self.floor:g}"
         command = f"icrl-agents anchors {self.env} {options}"
-        out = self.out or Path(str(sys.modules[anchor_file_name.__module__].__file__)).parent / anchor_file_name(
-            env_id, config.split
-        )
         data = self.data or Path("data") / short_name(env_id) / "oracle"
         anchors = measure_anchors(
             config, data, command, only=self.only, floor=self.floor, blind_iterations=self.blind_iterations
@@ -346,15 +344,19 @@ class Presets:
         from icrl_agents.envs import resolve_env_id
         from icrl_agents.training.pipeline import SOURCES
         from icrl_agents.training.presets import distillation_preset, is_finetuned, reinforcement_preset
-        from icrl_agents.training.sources.presets import collection_preset
+        from icrl_agents.training.sources.presets import collection_preset, sb3_preset
 
         env_id = resolve_env_id(self.env)
-        told = {
-            "collect": collection_preset(env_id, self.preset, self.source or SOURCES[self.method]),
-            "train": distillation_preset(env_id, self.preset, self.backbone, self.method),
-            "finetune": reinforcement_preset(env_id),
-        }
-        print(json.dumps({part: to_dict(config) for part, config in told.items()}, indent=2))
+        source = self.source or SOURCES[self.method]
+        collection = collection_preset(env_id, self.preset, source)
+        collect = to_dict(collection)
+        if source.startswith("sb3-"):  # of the preset only the amount of data
+            amount = ("env_id", "split", "subset", "steps_per_task", "streams", "shard_steps")
+            collect = {name: collect[name] for name in amount}
+            collect["options"] = dict(sb3_preset(source, collection, self.preset))
+        train = to_dict(distillation_preset(env_id, self.preset, self.backbone, self.method))
+        told = {"collect": collect, "train": train, "finetune": to_dict(reinforcement_preset(env_id))}
+        print(json.dumps(told, indent=2))
         if not (self.method == "on-policy" and is_finetuned(env_id, self.preset)):
             print("(reproduce does not fine-tune here)", file=sys.stderr)
 

@@ -231,9 +231,7 @@ def evaluate(
         raise InputError(f"tasks is at least 1 and there is at least one seed, got {tasks} and {tuple(seeds)}")
     seeds = [_checked(seed) for seed in seeds]
     env_id = agent.config.env_id
-    if split is None:
-        default = default_split(env_id)
-        split = agent.config.split if agent.config.split in split_names(env_id) else default
+    split = split_for(agent) if split is None else split
     chosen = task_split(env_id, split)
     subset_tasks = list(chosen.subset(subset)[:tasks])
     anchors: Mapping[str, Sequence[float]] = {}
@@ -268,6 +266,16 @@ def evaluate(
         summary=summarize(mean["returns"], anchors),
         versions={"mujoco": mujoco.__version__, "gymnasium": gymnasium.__version__, "numpy": np.__version__},
     )
+
+
+def split_for(agent: InContextAgent) -> str:
+    """The split that an agent is evaluated on where none is named: its own, or the default of its environment.
+
+    Raises:
+        UnknownNameError: its environment is not known here, or has no split.
+    """
+    default, own = default_split(agent.config.env_id), agent.config.split
+    return own if own in split_names(agent.config.env_id) else default
 
 
 def _checked(seed: Any) -> int:
@@ -389,7 +397,9 @@ def _finals(results: Sequence[EvalResult]) -> np.ndarray:
     for result in results:
         if (result.env_id, result.tasks) != (first.env_id, first.tasks):
             raise InputError(f"{first.agent} and {result.agent} were evaluated on different tasks")
-    anchored = all(result.anchors for result in results)
+    if len({bool(result.anchors) for result in results}) != 1:
+        raise InputError("some results have anchors to normalize by and some have none: evaluate the latter again")
+    anchored = bool(first.anchors)
     values = [result.normalized if anchored else result.returns for result in results]
     return np.stack([np.asarray(episodes)[:, -LAST_EPISODES:].mean(1) for episodes in values])
 

@@ -60,7 +60,7 @@ def model_card(
         eval_results=None if evaluation is None else _eval_results(evaluation),
     )
     measured = "Nothing was measured yet." if evaluation is None else _measured(config, evaluation, figure)
-    body = _body(config, measured, _what(config, evaluation), recipe, training is not None, video)
+    body = _body(config, measured, _what(config, evaluation), training or {}, video)
     return f"---\n{data.to_yaml()}\n---\n\n{body}"
 
 
@@ -86,8 +86,17 @@ def _what(config: AgentConfig, evaluation: Mapping[str, Any] | None) -> str:
     )
 
 
-def _body(config: AgentConfig, measured: str, what: str, recipe: str, reproducible: bool, video: str | None) -> str:
+def _knows_changes(training: Mapping[str, Any]) -> bool:
+    """Whether an agent, or what it was fine-tuned from, was trained on lives in which tasks change without notice."""
+    on_policy = (training.get("config") or {}).get("on_policy") or {}
+    before = (training.get("start") or {}).get("training") or {}
+    return bool(on_policy.get("task_changes")) or (bool(before) and _knows_changes(before))
+
+
+def _body(config: AgentConfig, measured: str, what: str, training: Mapping[str, Any], video: str | None) -> str:
     model = config.model
+    lives = "in which tasks change without notice" if _knows_changes(training) else "in one task each"
+    advice = "" if _knows_changes(training) else ": call `agent.reset()` where the task changes"
     film = "" if video is None else f'\n<video controls autoplay loop muted src="{video}"></video>\n'
     return f"""# {config.name}
 
@@ -110,7 +119,7 @@ for _ in range({config.training_episodes} * {config.episode_steps}):
         obs, _ = env.reset()  # the next episode of the same task
 ```
 
-It was trained on lives in one task each: call `agent.reset()` where the task changes.
+It was trained on lives {lives}{advice}.
 
 ## Measured
 
@@ -121,14 +130,14 @@ It was trained on lives in one task each: call `agent.reset()` where the task ch
 | | |
 |---|---|
 | environment | `{config.env_id}`, episodes of {config.episode_steps} steps |
-| trained by | {recipe or "-"} |
+| trained by | {training.get("recipe", "-")} |
 | trained on | sequences of {config.training_episodes} episodes, split `{config.split}` (`{config.split_hash}`) |
 | physics | mujoco {config.mujoco_version} |
 | backbone | {model.backbone} {dict(model.backbone_options)} |
 | reads | {model.observation_dim} observation entries, {model.tokenization} tokens |
 | head | {model.head} |
 | sees rewards | {"no (control)" if model.mask_rewards else "yes"} |
-{TRAINING_NOTE if reproducible else ""}"""
+{TRAINING_NOTE if training else ""}"""
 
 
 def _measured(config: AgentConfig, evaluation: Mapping[str, Any], figure: str | None) -> str:
@@ -140,23 +149,23 @@ def _measured(config: AgentConfig, evaluation: Mapping[str, Any], figure: str | 
         _summary(evaluation.get("summary") or {}),
         _controls(evaluation.get("controls") or {}),
         f"Evaluation seeds: {', '.join(map(str, seeds))}." if seeds else "",
-        f"To measure it again: `{_command(config.name, evaluation)}`.",
+        f"To measure it again: `{_command(config, evaluation)}`.",
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _command(name: str, evaluation: Mapping[str, Any]) -> str:
+def _command(config: AgentConfig, evaluation: Mapping[str, Any]) -> str:
     """What measures an agent again; options are given where they are not the defaults of the command."""
     tasks, episodes = np.shape(evaluation["returns"])
     given = {
-        "--split": (evaluation["split"], "paper"),
+        "--split": (evaluation["split"], config.split),
         "--subset": (evaluation.get("subset", "test"), "test"),
         "--tasks": (tasks, 30),
         "--episodes": (episodes, 40),
         "--seed": (" ".join(map(str, evaluation.get("seeds") or [0])), "0"),
     }
     options = [f" {option} {value}" for option, (value, default) in given.items() if value != default]
-    return f"icrl-agents evaluate {name}{''.join(options)}"
+    return f"icrl-agents evaluate {config.name}{''.join(options)}"
 
 
 def _summary(summary: Mapping[str, Any]) -> str:

@@ -29,6 +29,7 @@ from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.on_policy import OnPolicyConfig
 from icrl_agents.training.reinforcement import ReinforcementConfig
 from icrl_agents.training.sources import presets as source_presets
+from icrl_agents.training.sources.paper import PAPER_SB3
 from icrl_agents.training.sources.ppo import PPOConfig
 
 ENV_ID = "icrl/ReacherGoal-v0"
@@ -598,6 +599,11 @@ def test_presets_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     told, notes = capsys.readouterr()
     assert not json.loads(told)["collect"]["task_informed"]
     assert "does not fine-tune" in notes
+    main(["presets", "reacher-goal", "--preset", "paper", "--source", "sb3-tqc"])
+    told, _ = capsys.readouterr()
+    collect = json.loads(told)["collect"]
+    assert collect["options"]["batch_size"] == PAPER_SB3["sb3-tqc"]["batch_size"]
+    assert "sac" not in collect
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:

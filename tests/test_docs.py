@@ -75,3 +75,8 @@ def test_the_site_builds_strictly(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "InContextAgent" in (tmp_path / "site/reference/agent/index.html").read_text(encoding="utf-8")
     pages = {path.parent.name for path in (tmp_path / "site/examples").glob("*/index.html")}
     assert pages == {path.stem for path in (ROOT / "examples").glob("[0-9]*.py")}
+
+
+def test_no_page_is_unfinished() -> None:
+    for page in [*PAGES, ROOT / "README.md"]:
+        assert "TODO" not in page.read_text(encoding="utf-8"), page.name

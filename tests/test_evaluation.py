@@ -535,7 +535,10 @@ def test_without_anchors_returns_alone_are_told(
     assert found.returns == anchored.returns
     found.save(tmp_path / "result.json")
     assert EvalResult.load(tmp_path / "result.json") == found
-    assert paired_difference(found, anchored)["mean"] == 0.0  # of returns
+    better = replace(found, returns=[[value + 2.0 for value in row] for row in found.returns])
+    assert paired_difference(better, found)["mean"] == pytest.approx(2.0)  # of returns
+    with pytest.raises(InputError, match="some have none"):
+        paired_difference(found, anchored)
     card = model_card(make_agent().config, asdict(found))
     assert "Memory emptied at each episode: return" in card
     assert "normalized" not in card

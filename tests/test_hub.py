@@ -559,3 +559,16 @@ def test_bundled_cards_are_what_the_package_writes():
         figure, video = (file if (directory / file).is_file() else None for file in ("curve.png", "replay.mp4"))
         written = model_card(config, evaluation, training, figure, video)
         assert (directory / "README.md").read_text(encoding="utf-8") == written, name
+
+
+def test_a_card_names_the_split_where_it_is_not_the_agents_own(make_config):
+    config = make_config()
+    for split, told in ((config.split, False), ("macaw", True)):
+        assert (f"--split {split}" in model_card(config, {**EVALUATION, "split": split})) == told
+
+
+def test_a_card_knows_lives_in_which_tasks_change(make_config):
+    changing = {"recipe": "on-policy distillation", "config": {"on_policy": {"task_changes": 0.3}}}
+    tuned = {"recipe": "reinforcement", "config": {}, "start": {"training": changing}}
+    for training, told in ((changing, True), (tuned, True), ({"config": {"on_policy": None}}, False), (None, False)):
+        assert ("tasks change without notice" in model_card(make_config(), training=training)) == told

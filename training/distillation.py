@@ -318,6 +318,7 @@ class _Run:
         """Do the updates that are left; the first process has a log."""
         began = saved_at = time.monotonic()
         before = self.state.seconds
+        stopping = False
         with interrupts() as interrupted:
             while self.state.update < self._config.updates:
                 update = self.state.update + 1
@@ -343,6 +344,8 @@ class _Run:
         self.state = self._processes.from_first(lambda: self.state)  # the others do not validate
         if self._processes.first:
             self._sampler.clean_up()
+        if stopping:
+            raise KeyboardInterrupt(f"all {self._config.updates} updates are done and saved")
         assert self.state.best_score is not None
         return TrainingResult(self._directory, self.state.best_update, self.state.best_score, self.state.seconds)
 

@@ -18,6 +18,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 
 from icrl_agents.config import from_dict
 from icrl_agents.errors import DatasetError, MissingExtraError
@@ -52,6 +53,7 @@ def export_minari(directory: str | Path, dataset_id: str, *, on_history: Callabl
     minari = _minari()
     source = HistoryDataset(directory)
     manifest = source.manifest
+    version = manifest.mujoco_version
     given = json.loads(json.dumps(dataclasses.asdict(manifest)))
     given["progress"] = {"final_returns": given["progress"]["final_returns"]}
     path = Path(minari.storage.get_dataset_path(dataset_id))
@@ -62,11 +64,11 @@ def export_minari(directory: str | Path, dataset_id: str, *, on_history: Callabl
             exported = minari.create_dataset_from_buffers(
                 dataset_id,
                 [],
-                env=dataclasses.replace(gymnasium.spec(manifest.env_id), kwargs=dict(manifest.env_options)),
+                env=_spec(manifest),
                 observation_space=spaces.Box(-np.inf, np.inf, (manifest.observation_dim,), np.float32),
                 algorithm_name=manifest.source,
                 description=f"Learning histories of {manifest.source}, task after task, made with icrl-agents.",
-                requirements=["icrl-agents", f"mujoco=={manifest.mujoco_version}"],
+                requirements=["icrl-agents", "mujoco" if version == "unknown" else f"mujoco=={version}"],
             ).storage
             episodes = sum(len(source.episode_ends(h)) for h in range(len(source)))
             exported.update_metadata({_METADATA: {"manifest": given, "episodes": episodes}})
@@ -209,6 +211,14 @@ def _manifest(
         env_options=_options(spec) if spec else {},
         **{"env_id": spec.id if spec else "", **changes},
     )
+
+
+def _spec(manifest: Manifest) -> EnvSpec:
+    """What makes the dataset's environment; the horizon is no argument of it."""
+    options = dict(manifest.env_options)
+    spec = gymnasium.spec(manifest.env_id)
+    steps = options.pop("max_episode_steps", spec.max_episode_steps)
+    return dataclasses.replace(spec, kwargs=options, max_episode_steps=steps)
 
 
 def _options(spec: Any) -> dict[str, Any]:

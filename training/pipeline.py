@@ -175,7 +175,7 @@ def run_finetuning(agent: str | Path, checkpoint: Path, *, quiet: bool = False, 
             few rounds fewer are the critic's alone.
 
     Raises:
-        UnknownNameError: no such agent, or no preset for its environment.
+        UnknownNameError: no such agent or environment.
     """
     _, of = load_checkpoint(resolve(agent))
     given = {name: value for name, value in changes.items() if value is not None}

@@ -349,6 +349,8 @@ class _Run:
                     log.say(text)
                     raise KeyboardInterrupt(text)
         self._lives_file(self.state.update).unlink(missing_ok=True)
+        if interrupted:
+            raise KeyboardInterrupt(f"all {self._config.rounds} rounds are done and saved")
         assert self.state.best_score is not None
         return ReinforcementResult(self._directory, self.state.best_update, self.state.best_score, self.state.seconds)
 

@@ -66,6 +66,14 @@ def register_anchors(env_id: str, split: str, path: str | Path) -> None:
     _REGISTERED[env_id, split] = Path(path).resolve()
 
 
+def anchors_path(env_id: str, split: str) -> Path | None:
+    """Where the anchors of a split belong: the file that was registered for it, else the package's; None for others."""
+    if (env_id, split) in _REGISTERED:
+        return _REGISTERED[env_id, split]
+    packaged = Path(str(resources.files(__name__) / anchor_file_name(env_id, split)))
+    return packaged if packaged.is_file() else None
+
+
 def has_anchors(env_id: str, split: str) -> bool:
     """Whether there is a file of them."""
     return _file(env_id, split).is_file()

@@ -1,5 +1,7 @@
 """Environments of one's own are as good as the built-in ones."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,3 +164,18 @@ def test_modules_that_a_variable_names_are_imported_when_a_name_is_looked_up(
         for _ in range(2):  # said every time
             with pytest.raises(ConfigError, match=f"ICRL_IMPORT names '{name}'.*{why}"):
                 resolve_env_id("reacher-goal")
+
+
+def test_functions_that_take_an_id_import_what_registers_it(tmp_path: Path) -> None:
+    """Each in a process of its own, as a worker that was given nothing but the variable."""
+    module = "04_your_own_meta_env"
+    path = str(Path(__file__).parents[2] / "examples")
+    for code in (
+        "from icrl_agents.training.collection import make_rows; make_rows(ENV, [{'direction': 1.0}], 1)",
+        "from icrl_agents.envs import split_names; assert split_names(ENV) == ('mine',)",
+        "from icrl_agents.envs import task_split; task_split(ENV)",
+    ):
+        environment = {**os.environ, "ICRL_IMPORT": module, "PYTHONPATH": path}
+        command = [sys.executable, "-c", f"ENV = 'own/SwimmerDir-v0'; {code}"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr

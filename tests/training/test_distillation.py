@@ -141,6 +141,17 @@ def test_a_kill_between_saves_repeats_what_was_lost(data, tmp_path, monkeypatch)
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
+def test_an_interrupt_in_the_last_update_stops_what_would_follow(data, tmp_path):
+    def interrupting(agent):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return np.zeros((3, 2))
+
+    of = config(val_episodes=2, updates=2)
+    with pytest.raises(KeyboardInterrupt, match="all 2 updates are done and saved"):
+        quietly(of, data, tmp_path / "out", rollout=interrupting)
+    assert quietly(of, data, tmp_path / "out", rollout=interrupting).best_update == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_saves_and_the_same_call_goes_on(data, tmp_path, number):
     of = config(val_episodes=2)

@@ -2,8 +2,10 @@
 
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -164,3 +166,13 @@ def test_without_the_extra_its_name_is_told(tmp_path: Path, monkeypatch: pytest.
         import_minari("icrl/some-v0", tmp_path)
     with pytest.raises(MissingExtraError, match="minari"):
         export_minari(tmp_path, "icrl/some-v0")
+
+
+def test_a_shorter_horizon_goes_along(tmp_path: Path, minari) -> None:
+    recorded(minari, "others/short-v0", env=replace(gymnasium.spec("icrl/ReacherGoal-v0"), max_episode_steps=20))
+    made = import_minari("others/short-v0", tmp_path / "made", task={"goal": [0.1, 0.1]})
+    assert (made.manifest.episode_steps, made.manifest.env_options) == (20, {"max_episode_steps": 20})
+    export_minari(tmp_path / "made", "icrl/short-v0")
+    again = minari.load_dataset("icrl/short-v0").recover_environment()
+    assert again.spec.max_episode_steps == 20
+    assert import_minari("icrl/short-v0", tmp_path / "back").manifest.env_options == {"max_episode_steps": 20}

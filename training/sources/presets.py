@@ -333,14 +333,14 @@ def run_collection(
         from icrl_agents.training.sources.sb3 import collect_sb3, collect_sb3_tasks
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from error
-    options = _sb3_options(source, config, preset)
+    options = sb3_preset(source, config, preset)
     if jobs is not None:
         return collect_sb3_tasks(source, config, directory, options, jobs=jobs, quiet=quiet)
     return collect_sb3(source, config, directory, task, options, quiet=quiet)
 
 
-def _sb3_options(source: str, config: CollectionConfig, preset: str) -> Mapping[str, Any]:
-    """Keyword arguments of an sb3 source's algorithm."""
+def sb3_preset(source: str, config: CollectionConfig, preset: str) -> Mapping[str, Any]:
+    """Keyword arguments of an sb3 source's algorithm; those that are not given are its own defaults."""
     if preset == "paper":
         return PAPER_SB3[source]
     if config.sac is None:

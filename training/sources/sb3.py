@@ -141,6 +141,8 @@ def collect_sb3(
         The complete dataset: ``config.streams`` histories of one task.
 
     Raises:
+        ConfigError: steps that are less than one shard, or a seed below 0.
+        TaskError: the subset has no such task.
         DatasetError: the directory holds another collection, or an interrupted run.
     """
     check_amount(config)
@@ -190,7 +192,7 @@ def collect_sb3_tasks(
         The complete dataset: ``config.streams`` histories of each task.
 
     Raises:
-        ConfigError: no jobs.
+        ConfigError: no jobs, steps that are less than one shard, or a seed below 0.
         DatasetError: the directory holds another collection, or another process writes there.
     """
     if jobs < 1:
@@ -238,6 +240,9 @@ def _in_processes(runs: Sequence[Callable[[], None]], jobs: int) -> Iterator[Non
         try:
             for future in as_completed([pool.submit(run) for run in runs]):
                 yield future.result()
+        except Exception:
+            pool.shutdown(cancel_futures=True)  # what is under way is kept
+            raise
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in set(multiprocessing.active_children()) - others:
