@@ -17,7 +17,7 @@ import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -349,6 +349,8 @@ class _Run:
                     log.say(text)
                     raise KeyboardInterrupt(text)
         self._lives_file(self.state.update).unlink(missing_ok=True)
+        with suppress(OSError):  # not there, or it holds what is not ours
+            self._lives_file(self.state.update).parent.rmdir()
         if interrupted:
             raise KeyboardInterrupt(f"all {self._config.rounds} rounds are done and saved")
         assert self.state.best_score is not None
