@@ -131,6 +131,9 @@ class Train:
     sampled with method ad, final_policy with on-policy."""
     mask_rewards: bool = False
     """The control agent, which never sees a reward."""
+    task_changes: float | None = None
+    """With method on-policy: probability that the student's task changes between rounds and nobody tells it, which
+    makes agents that notice; default: the preset's, 0."""
     updates: int | None = None
     """Gradient updates; default: the preset's."""
     init_backbone: Path | None = None
@@ -158,6 +161,7 @@ class Train:
             head=self.head,
             target=self.target,
             mask_rewards=self.mask_rewards,
+            task_changes=self.task_changes,
             updates=self.updates,
             init_backbone=None if self.init_backbone is None else str(self.init_backbone),
             seed=self.seed,

@@ -131,6 +131,7 @@ def run_training(
     backbone: str = "mamba",
     preset: str = "laptop",
     method: Method = "ad",
+    task_changes: float | None = None,
     quiet: bool = False,
     **changes: Any,
 ) -> TrainingResult:
@@ -143,14 +144,20 @@ def run_training(
         backbone: registered sequence model.
         preset: ``"laptop"`` or ``"paper"``.
         method: ``"ad"`` from the histories, or ``"on-policy"``.
+        task_changes: of :class:`OnPolicyConfig`, instead of the preset's.
         quiet: no progress bar.
         **changes: fields of :class:`DistillationConfig` instead of the preset's; None leaves the preset's.
 
     Raises:
-        ConfigError: final policies as the target of histories that do not hold what those policies saw.
+        ConfigError: final policies as the target of histories that do not hold what those policies saw, or tasks that
+            change in lives that are not the student's own.
     """
     config = distillation_preset(env_id, preset, backbone, method)
     config = replace(config, **{name: value for name, value in changes.items() if value is not None})
+    if task_changes is not None:
+        if config.on_policy is None:
+            raise ConfigError("tasks change in lives of the student's own: distil with method on-policy")
+        config = replace(config, on_policy=replace(config.on_policy, task_changes=task_changes))
     if config.target != "final_policy":
         return train(config, histories, checkpoint, quiet=quiet)
     dataset = HistoryDataset(histories)

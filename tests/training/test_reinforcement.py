@@ -555,5 +555,7 @@ def test_bundled_agents_are_fine_tuned_as_the_presets_say(name: str) -> None:
     made_by = RECORDS[name]["config"]
     preset = json.loads(json.dumps(dataclasses.asdict(reinforcement_preset(made_by["env_id"]))))
     older = dataclasses.asdict(ReinforcementConfig("", "", advantages_by="round"))  # before there were such fields
-    assert preset | {"name": name, "seed": made_by["seed"]} == {field: made_by.get(field, older[field]) for field in preset}
+    assert preset | {"name": name, "seed": made_by["seed"]} == {
+        field: made_by.get(field, older[field]) for field in preset
+    }
     assert is_finetuned(made_by["env_id"], "laptop")
