@@ -148,7 +148,7 @@ def register_split_of(
             before = taken.setdefault(_canonical(task), subset)
             if before != subset:
                 raise TaskError(f"split {name!r} of {env_id} has the task {task} in {before} and in {subset}")
-    split = TaskSplit(name, env_id, *lists, _content_hash(*lists))
+    split = TaskSplit(name, env_id, lists[0], lists[1], lists[2], _content_hash(*lists))
     _REGISTERED[env_id, name] = split
     return copy.deepcopy(split)
 
@@ -183,11 +183,11 @@ def _published(definition: MetaEnvDefinition, name: str) -> TaskSplit:
     env_id = definition.env_id
     if (env_id, name) not in _SPLITS:
         raise UnknownNameError(f"split of {env_id}", name, split_names_of(env_id))
-    lists = tuple(tuple(tasks) for tasks in _SPLITS[env_id, name](definition))
-    digest = _content_hash(*lists)
+    train, val, test = (tuple(tasks) for tasks in _SPLITS[env_id, name](definition))
+    digest = _content_hash(train, val, test)
     if digest != _FROZEN[env_id, name]:
         raise TaskError(f"split {name!r} of {env_id} has hash {digest}, but was published as {_FROZEN[env_id, name]}")
-    return TaskSplit(name, env_id, *lists, digest)
+    return TaskSplit(name, env_id, train, val, test, digest)
 
 
 def _content_hash(*lists: Sequence[Mapping[str, Any]]) -> str:

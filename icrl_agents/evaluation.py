@@ -234,10 +234,10 @@ def evaluate(
     split = split_for(agent) if split is None else split
     chosen = task_split(env_id, split)
     subset_tasks = list(chosen.subset(subset)[:tasks])
-    anchors: Mapping[str, Sequence[float]] = {}
+    anchors: dict[str, list[float]] = {}
     if has_anchors(env_id, split):
-        anchors = load_anchors(env_id, split, chosen.content_hash).of(subset)
-    anchors = {name: list(values[: len(subset_tasks)]) for name, values in anchors.items()}
+        measured = load_anchors(env_id, split, chosen.content_hash).of(subset)
+        anchors = {name: list(values[: len(subset_tasks)]) for name, values in measured.items()}
     runs = [
         rollout(agent, subset_tasks, episodes, seed, on_episode=on_episode if seed == seeds[0] else None)
         for seed in seeds
