@@ -54,7 +54,7 @@ class Anchors:
 
 def anchor_file_name(env_id: str, split: str) -> str:
     """Name of the file that holds the anchors, e.g. ``ReacherGoal-v0.paper.json``."""
-    return f"{env_id.removeprefix('icrl/').replace('/', '-')}.{split}.json"
+    return f"{env_id.removeprefix('icrl/')}.{split}.json"
 
 
 _REGISTERED: dict[tuple[str, str], Path] = {}
@@ -76,11 +76,8 @@ def anchors_path(env_id: str, split: str) -> Path | None:
 
 def has_anchors(env_id: str, split: str) -> bool:
     """Whether there is a file of them."""
-    return _file(env_id, split).is_file()
-
-
-def _file(env_id: str, split: str) -> Any:
-    return _REGISTERED.get((env_id, split)) or resources.files(__name__) / anchor_file_name(env_id, split)
+    path = anchors_path(env_id, split)
+    return path is not None and path.is_file()
 
 
 def load_anchors(env_id: str, split: str, split_hash: str | None = None) -> Anchors:
@@ -95,8 +92,8 @@ def load_anchors(env_id: str, split: str, split_hash: str | None = None) -> Anch
         UnknownNameError: none were frozen for that environment and split.
         TaskError: they were measured on a split of other content.
     """
-    file = _file(env_id, split)
-    if not file.is_file():
+    file = anchors_path(env_id, split)
+    if file is None or not file.is_file():
         known = [f.name for f in resources.files(__name__).iterdir() if f.name.endswith(".json")]
         raise UnknownNameError("anchors", anchor_file_name(env_id, split), known)
     anchors = Anchors(**json.loads(file.read_text(encoding="utf-8")))

@@ -70,6 +70,7 @@ for result, agent, own in zip(results, agents, times, strict=True):
         color=colours[result.env_id],
         marker=MARKERS.get(backbone, "s"),
         ms=8,
+        fillstyle="none" if "-ad" in result.agent else "full",  # Algorithm Distillation
         label=result.agent,
     )
 axes.axhline(1, color="#555555", ls="--", lw=1)
