@@ -193,6 +193,9 @@ class Finetune:
     """Deviation of the actions it tries around its own in the first round, in their units; default: the preset's."""
     noise_decay: float | None = None
     """What is left of it in the last, 1 keeps it; default: the preset's."""
+    task_changes: float | None = None
+    """Probability that its task changes between rounds and nobody tells it, which makes agents that notice; default:
+    the preset's, 0."""
     seed: int = 0
     """Of everything."""
 
@@ -213,6 +216,7 @@ class Finetune:
             learning_rate=self.learning_rate,
             noise=self.noise,
             noise_decay=self.noise_decay,
+            task_changes=self.task_changes,
             seed=self.seed,
         )
         console.print(f"checkpoint: {out}, of round {result.best_round}", soft_wrap=True)

@@ -88,9 +88,10 @@ def _what(config: AgentConfig, evaluation: Mapping[str, Any] | None) -> str:
 
 def _knows_changes(training: Mapping[str, Any]) -> bool:
     """Whether an agent, or what it was fine-tuned from, was trained on lives in which tasks change without notice."""
-    on_policy = (training.get("config") or {}).get("on_policy") or {}
+    config = training.get("config") or {}
+    lives = config.get("on_policy") or config
     before = (training.get("start") or {}).get("training") or {}
-    return bool(on_policy.get("task_changes")) or (bool(before) and _knows_changes(before))
+    return bool(lives.get("task_changes")) or (bool(before) and _knows_changes(before))
 
 
 def _body(config: AgentConfig, measured: str, what: str, training: Mapping[str, Any], video: str | None) -> str:

@@ -570,5 +570,6 @@ def test_a_card_names_the_split_where_it_is_not_the_agents_own(make_config):
 def test_a_card_knows_lives_in_which_tasks_change(make_config):
     changing = {"recipe": "on-policy distillation", "config": {"on_policy": {"task_changes": 0.3}}}
     tuned = {"recipe": "reinforcement", "config": {}, "start": {"training": changing}}
-    for training, told in ((changing, True), (tuned, True), ({"config": {"on_policy": None}}, False), (None, False)):
+    late = {"recipe": "reinforcement", "config": {"task_changes": 0.3}}
+    for training, told in ((changing, True), (tuned, True), (late, True), ({"config": {"on_policy": None}}, False), (None, False)):
         assert ("tasks change without notice" in model_card(make_config(), training=training)) == told

@@ -53,6 +53,7 @@ class Rows:
         agent: what the agent is for.
         episodes: of a round, at full length.
         life_rounds: of a life at most.
+        task_changes: of :func:`icrl_agents.training.lives.begin_round`.
     """
 
     def __init__(
@@ -63,8 +64,10 @@ class Rows:
         *,
         episodes: int,
         life_rounds: int,
+        task_changes: float = 0.0,
     ) -> None:
-        self._env, self._agent, self._life_rounds = env, agent, life_rounds
+        self._env, self._agent = env, agent
+        self._life_rounds, self._task_changes = life_rounds, task_changes
         self._steps = episodes * env.horizon
         self._tasks = np.stack([env.definition.task_vector(task) for task in tasks]).astype(np.float32)
 
@@ -93,7 +96,7 @@ class Rows:
         # Not clipped, as the model will be asked for them again: the actions tried are around these.
         wide = replace(self._agent, action_low=(-WIDE,) * len(low), action_high=(WIDE,) * len(low))
         student = InContextAgent(model.eval(), wide)
-        begun = begin_round(env, student, lives, self._life_rounds, rng)
+        begun = begin_round(env, student, lives, self._life_rounds, rng, self._task_changes)
         shape = (env.num_envs, self._steps)
         observations = np.empty((*shape, env.definition.observation_dim), np.float32)
         means, actions, executed = (np.empty((*shape, len(low)), np.float32) for _ in range(3))

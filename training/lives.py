@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from icrl_agents.agent import InContextAgent
 from icrl_agents.backbones import Carry
 from icrl_agents.envs import MetaVectorEnv, Task
+from icrl_agents.errors import ConfigError
 from icrl_agents.model import InContextModel
 
 CARRY = "carry."
@@ -37,6 +38,18 @@ class Beginning:
     pending: np.ndarray
     rounds_left: np.ndarray
     memory: dict[str, np.ndarray]
+
+
+def check_task_changes(task_changes: float, life_rounds: int) -> None:
+    """Raise where tasks cannot change with that probability in such lives.
+
+    Raises:
+        ConfigError: it is no probability, or lives end with every round.
+    """
+    if not 0 <= task_changes <= 1:
+        raise ConfigError(f"task_changes: expected a probability, got {task_changes}")
+    if task_changes and life_rounds == 1:
+        raise ConfigError("task_changes happen between the rounds of a life: give life_rounds of at least 2")
 
 
 def begin_round(

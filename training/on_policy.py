@@ -28,7 +28,7 @@ from icrl_agents.config import AgentConfig
 from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.model import InContextModel
 from icrl_agents.training.collection import make_rows
-from icrl_agents.training.lives import begin_round, end_round
+from icrl_agents.training.lives import begin_round, check_task_changes, end_round
 from icrl_agents.training.lock import writing
 from icrl_agents.training.manifest import Manifest
 from icrl_agents.training.parallel import Processes
@@ -98,12 +98,10 @@ class OnPolicyConfig:
         for name in ("rows_per_task", "round_updates", "keep_rounds", "short_episodes", "life_rounds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.task_changes and self.life_rounds == 1:
-            raise ConfigError("task_changes happen between the rounds of a life: give life_rounds of at least 2")
+        check_task_changes(self.task_changes, self.life_rounds)
         if not self.teacher or not self.noise or min(self.noise) < 0:
             raise ConfigError("teacher and noise: expected at least one value each, noise not negative")
-        single = [("wrong_teacher", self.wrong_teacher), ("task_changes", self.task_changes)]
-        for name, value in [*single, *(("teacher", p) for p in self.teacher)]:
+        for name, value in [("wrong_teacher", self.wrong_teacher), *(("teacher", p) for p in self.teacher)]:
             if not 0 <= value <= 1:
                 raise ConfigError(f"{name}: expected probabilities, got {value}")
 

@@ -43,7 +43,7 @@ from icrl_agents.training.collection import make_rows, tasks_of_subset
 from icrl_agents.training.critic import AdvantagesBy, Critic, advantages, standardised
 from icrl_agents.training.experience import Experience, Rows
 from icrl_agents.training.interrupts import interrupts
-from icrl_agents.training.lives import remembered
+from icrl_agents.training.lives import check_task_changes, remembered
 from icrl_agents.training.lock import DirectoryLock, writing
 from icrl_agents.training.optimizers import Optimizers
 from icrl_agents.training.parallel import processes_of_environment
@@ -70,6 +70,8 @@ class ReinforcementConfig:
             horizon steps.
         life_rounds: rounds that a row goes on in its task before it forgets and begins anew, at most; each life draws
             its own number.
+        task_changes: probability that a row that goes on begins a round with what a row of another task remembers, as
+            in :class:`icrl_agents.training.on_policy.OnPolicyConfig`. It needs lives of several rounds.
         critic_rounds: the first rounds, from which only the critic learns.
         epochs: passes of the agent over a round.
         batch_size: rows of a gradient step; rows that are too few for one more are shared out.
@@ -107,6 +109,7 @@ class ReinforcementConfig:
     rounds: int = 100
     episodes: int = 5
     life_rounds: int = 8
+    task_changes: float = 0.0
     critic_rounds: int = 3
     epochs: int = 2
     batch_size: int = 32
@@ -139,6 +142,7 @@ class ReinforcementConfig:
         for name in ("learning_rate", "critic_learning_rate", "clip_norm", "clip_range", "target_kl", "noise"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: expected a finite number above 0, got {getattr(self, name)}")
+        check_task_changes(self.task_changes, self.life_rounds)
         if not 0 < self.noise_decay <= 1:
             raise ConfigError(f"noise_decay: expected a number above 0 and at most 1, got {self.noise_decay}")
         if self.advantages_by not in get_args(AdvantagesBy):
@@ -306,6 +310,7 @@ class _Run:
             self._agent_config,
             episodes=config.episodes,
             life_rounds=config.life_rounds,
+            task_changes=config.task_changes,
         )
         torch.manual_seed(purpose_seed(config.seed, "critic"))
         self._critic = Critic(self._rows.seen_dim, config.critic_hidden).to(device)

@@ -182,6 +182,28 @@ def test_what_is_learned_from_is_what_was_acted(run: Any) -> None:
     assert np.unique(ages[1:]).size == 2  # some rows went on, some began anew
 
 
+def test_a_task_that_changes_is_met_with_the_memory_of_another(start: Path, tmp_path: Path) -> None:
+    """What is learned from is what was acted there as well; the episode and its return begin anew."""
+    changing = a_run(dataclasses.replace(TINY, task_changes=0.9), start, tmp_path / "changing")
+    met = 0
+    for number in range(6):
+        before = changing._lives
+        experience, changing._lives = changing._act(number)
+        predicted, _ = changing._model(
+            torch.from_numpy(experience.tokens), remembered(changing._model, experience.memory)
+        )
+        np.testing.assert_allclose(predicted.mean.detach(), experience.means, atol=2e-5)
+        if not before:
+            continue
+        parts = [name for name in before if name.startswith("carry.")]
+        for row in np.flatnonzero(before["rounds_left"] > 0):
+            others = [r for r in range(4) if r != row]
+            if any(all((experience.memory[n][row] == before[n][r]).all() for n in parts) for r in others):
+                met += 1
+                assert experience.seen[row, 0, -1] == 0
+    assert met > 3
+
+
 def test_actions_are_tried_around_the_agents_and_executed_within_bounds(run: Any) -> None:
     experience, _ = run._act(0)
     deviations = experience.actions - experience.means
@@ -450,6 +472,8 @@ def test_damaged_lives_are_an_error(mamba: Path, tmp_path: Path, monkeypatch: py
         ({"betas": (0.9, 1.0)}, "betas: expected two numbers from 0 to below 1"),
         ({"warmup_rounds": -1}, "warmup_rounds: expected at least 0"),
         ({"betas": (0.9,)}, "betas: expected two numbers"),
+        ({"task_changes": 1.5}, "task_changes: expected a probability, got 1.5"),
+        ({"task_changes": 0.5, "life_rounds": 1}, "life_rounds of at least 2"),
     ],
 )
 def test_settings_that_make_no_sense(changes: dict[str, Any], message: str) -> None:
