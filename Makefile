@@ -3,12 +3,17 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ENV    ?= reacher-goal
+SEED   ?= 0
 
-.PHONY: demo test check format soak docs reproduce clean
+# The first target, and so what `make` alone says.
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.PHONY: help demo test check format soak docs reproduce clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	touch $@
 
@@ -21,7 +26,7 @@ test: check  ## lint, types, tests
 check: $(VENV)/ready  ## lint and types alone
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf $(VENV)/built build  # mypy cannot follow an editable install's folders, so it reads a built one
+	rm -rf $(VENV)/built build/lib build/bdist.*  # mypy cannot follow an editable install's folders, so it reads a built one
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/built .
 	cd $(VENV)/built && ../bin/mypy --config-file ../../pyproject.toml --cache-dir ../mypy -p icrl_agents
 
@@ -35,12 +40,12 @@ soak: $(VENV)/ready  ## long runs: fuzz, kill, endurance, a cluster
 
 docs: $(VENV)/ready  ## the documentation's site, into build/site; a broken link is an error
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
-	rm -rf $(VENV)/built build
+	rm -rf $(VENV)/built build/lib build/bdist.*
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/built .
 	ICRL_DOCS_PACKAGE=$(VENV)/built $(BIN)/mkdocs build --strict
 
-reproduce: $(VENV)/ready  ## from nothing: collect, train, fine-tune, evaluate the bundled agent of ENV
-	$(BIN)/icrl-agents reproduce $(ENV)
+reproduce: $(VENV)/ready  ## from nothing: collect, train, fine-tune, evaluate an agent of ENV, by SEED
+	$(BIN)/icrl-agents reproduce $(ENV) --seed $(SEED)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -123,6 +123,8 @@ def sample_tasks(env_id: str, n: int, seed: int) -> list[dict[str, Any]]:
 def register_meta_env(env_id: str, entry_point: str, vector_entry_point: str, horizon: int) -> None:
     """Make an environment of your own known to Gymnasium and to everything here that takes an id.
 
+    Once more the same, as a notebook's cell may do, changes nothing.
+
     Args:
         env_id: ``"namespace/Name-v0"``, as its definition has it; its :func:`short_name` must be its own, too.
         entry_point: where its :class:`MetaEnv` is, ``"module:Class"``; strings, so that the ``EnvSpec`` survives JSON.
@@ -133,6 +135,8 @@ def register_meta_env(env_id: str, entry_point: str, vector_entry_point: str, ho
         ConfigError: an id or a short name that is taken or no such id, an entry point that is no such string, or a
             horizon that is not a whole number of at least 1; then nothing is registered.
     """
+    if _ENVS.get(env_id) == (entry_point, vector_entry_point, horizon):
+        return
     if env_id in _ENVS or env_id in gymnasium.registry:
         raise ConfigError(f"an environment {env_id!r} is registered already")
     if not isinstance(env_id, str) or re.fullmatch(r"[\w:-]+/[\w:.-]+-v\d+", env_id) is None:

@@ -3,8 +3,10 @@
 An environment variable, since the processes of a training or collection have it from the one that started them.
 """
 
-import importlib
+import importlib.util
 import os
+import sys
+from pathlib import Path
 
 from icrl_agents.errors import ConfigError
 
@@ -23,7 +25,7 @@ def import_own_modules() -> None:
         ConfigError: one cannot be imported; its own error is the cause.
     """
     for name in (part.strip() for part in os.environ.get(VARIABLE, "").split(",")):
-        if not name or name in _imported:
+        if not name or name in _imported or _is_main(name):
             continue
         _imported.add(name)  # before it: while it is imported it may look names up
         try:
@@ -31,3 +33,13 @@ def import_own_modules() -> None:
         except Exception as error:
             _imported.discard(name)
             raise ConfigError(f"{VARIABLE} names {name!r}, which cannot be imported: {error!r}") from error
+
+
+def _is_main(name: str) -> bool:
+    """Whether the program that runs is that module: it has registered what it has, under another name."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return False
+    running = getattr(sys.modules["__main__"], "__file__", None)
+    return bool(spec and spec.origin and running) and Path(spec.origin).resolve() == Path(running).resolve()

@@ -88,7 +88,7 @@ class PusherGoalDefinition(MetaEnvDefinition):
         self, before: Any, state: PhysicsState, action: np.ndarray, tasks: np.ndarray
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         # [n, 2, 3]: from fingertip and from goal to object, in one go
-        gaps = state.xpos[:, _OBJECT, None] - state.xpos[:, _FINGERTIP::2]
+        gaps = state.xpos[:, _OBJECT, None] - state.xpos[:, _FINGERTIP : _GOAL + 1 : 2]
         lengths = np.sqrt(np.square(gaps).sum(2))
         near, far = -0.5 * lengths[:, 0], -lengths[:, 1]
         # order "C": NumPy's order of summation, and with it the last bit, follows the memory

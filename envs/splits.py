@@ -16,14 +16,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from icrl_agents.envs.definition import MetaEnvDefinition
 from icrl_agents.errors import ConfigError, TaskError, UnknownNameError
-
-Subset = Literal["train", "val", "test"]
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ def register_split_of(
 ) -> TaskSplit:
     """See :func:`icrl_agents.envs.register_split`."""
     env_id = definition.env_id
-    if name in split_names_of(env_id):
+    if (env_id, name) not in _REGISTERED and name in split_names_of(env_id):
         raise ConfigError(f"{env_id} has a split {name!r} already")
     if not isinstance(name, str) or re.fullmatch(r"[\w-]+", name) is None:
         raise ConfigError(f"a split's name has letters, digits, '_' and '-', got {name!r}")
@@ -149,7 +147,8 @@ def register_split_of(
             if before != subset:
                 raise TaskError(f"split {name!r} of {env_id} has the task {task} in {before} and in {subset}")
     split = TaskSplit(name, env_id, lists[0], lists[1], lists[2], _content_hash(*lists))
-    _REGISTERED[env_id, name] = split
+    if _REGISTERED.setdefault((env_id, name), split) != split:
+        raise ConfigError(f"{env_id} has a split {name!r} already, of other tasks")
     return copy.deepcopy(split)
 
 

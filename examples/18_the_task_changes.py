@@ -26,10 +26,14 @@ parser.add_argument("--out", type=Path, default=Path("out/task-changes.png"))
 arguments = parser.parse_args()
 
 shown = (1, max(1, arguments.episodes // 4), arguments.episodes)
-figure = Figure(figsize=(5 * len(arguments.agents), 3.6), layout="constrained", dpi=130)
-panels = figure.subplots(1, len(arguments.agents), squeeze=False)[0]
+columns = min(3, len(arguments.agents))
+rows = -(-len(arguments.agents) // columns)
+figure = Figure(figsize=(5 * columns, 3.6 * rows), layout="constrained", dpi=130)
+panels = figure.subplots(rows, columns, squeeze=False).ravel()
+for spare in panels[len(arguments.agents) :]:
+    spare.remove()
 table = Table(Column("agent", no_wrap=True), "told", *(f"episode {episode}" for episode in shown), "ends below 0.5")
-for name, panel in zip(arguments.agents, panels, strict=True):
+for name, panel in zip(arguments.agents, panels, strict=False):
     agent = InContextAgent.from_pretrained(name)
     env_id = agent.config.env_id
     tasks = list(task_split(env_id).val)

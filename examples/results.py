@@ -87,7 +87,8 @@ for env_id in dict.fromkeys(result.env_id for result in found):
     by_task(results, arguments.out / f"{name}-by-task.png")
     for result in results:
         print(f"{result.agent}, episode 1 / 10 / 40 | normalized: {learning(result)}")
-        print(f"{result.agent}, 90 % of its gain by episode {result.summary['episodes_to_90_percent_of_gain']}")
+        reached = result.summary["episodes_to_90_percent_of_gain"]
+        print(f"{result.agent}, " + ("no gain" if reached is None else f"90 % of its gain by episode {reached}"))
         steps, returns = (np.asarray(of)[:, -LAST_EPISODES:].mean() for of in (result.lengths, result.returns))
         if name == "ant-dir":  # it is paid 1 for each step on its feet
             told = f"{steps:.1f} | {returns - steps:.0f}"

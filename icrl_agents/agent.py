@@ -86,7 +86,6 @@ class InContextAgent:
             move_to(model, device)
         self.model = model.eval()
         self.config = config
-        self.device = model.token_mean.device
         self.precision = precision
         self.kernel = kernel
         if kernel is not None:
@@ -94,7 +93,7 @@ class InContextAgent:
         self._backbone_step = backbone_step(model.backbone, precision)
         self._low = np.array(config.action_low, np.float32)
         self._high = np.array(config.action_high, np.float32)
-        self._carry_leaves, self._carry_structure = pytree.tree_flatten(model.backbone.initial_carry(1, device="meta"))
+        self._carry = model.backbone.initial_carry(1, device="meta")  # what memory of one row looks like
         self._compared = False  # with what is here, see provenance
         generator = torch.Generator()
         generator.seed()
@@ -139,7 +138,14 @@ class InContextAgent:
         return agent
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write config, weights and model card, so that ``from_pretrained(directory)`` gives this agent."""
+        """Write config, weights and model card, so that ``from_pretrained(directory)`` gives this agent.
+
+        Over another checkpoint, what was said of that one's weights is deleted.
+
+        Raises:
+            CheckpointError: weights that could not be loaded again, or the directory holds no checkpoint, but files of
+                a checkpoint's names.
+        """
         hub.save_checkpoint(directory, self.model, self.config)
 
     def make_env(self, **options: Any) -> gymnasium.Env:
@@ -165,6 +171,11 @@ class InContextAgent:
         env = make_of(gymnasium.make_vec, self.config.env_id, options)
         require_spaces(self.config, env.single_observation_space, env.single_action_space)
         return env
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is. Whoever moves it calls :meth:`reset` next: what an agent remembers stays behind."""
+        return self.model.token_mean.device
 
     @property
     def num_envs(self) -> int | None:
@@ -209,7 +220,9 @@ class InContextAgent:
         try:
             state = AgentState.fresh(self.model, num_envs, mode, self._state.generator)
         except (MemoryError, RuntimeError, ValueError, OverflowError) as error:  # NumPy's and PyTorch's ways to say it
-            raise InputError(f"no memory for num_envs={num_envs} rows: {error}") from None
+            if num_envs is None:
+                raise
+            raise InputError(f"no memory for num_envs={num_envs} rows: {error}") from error
         if seed is not None:
             state.generator.manual_seed(seed)
         self._state = state
@@ -300,13 +313,21 @@ class InContextAgent:
         state.tokens[rows] = 0.0
         state.tokens[rows, self.model.layout.episode_start] = 1.0
 
-    def begin_episode(self, mask: npt.ArrayLike | None = None) -> None:
+    def begin_episode(self, mask: npt.ArrayLike | None = None, *, abandon: bool = False) -> None:
         """You cut the episodes of the rows in ``mask`` ``[B]`` (None: all) short and reset them; same task.
+
+        Args:
+            mask: bool ``[B]``.
+            abandon: whatever the last action brought is lost, of an interrupted program say: go on without it.
 
         Raises:
             CallOrderError: the last action's reward was not observed.
-            InputError: a mask of another shape.
+            InputError: a mask of another shape, or to abandon what some rows did.
         """
+        if abandon:
+            if mask is not None:
+                raise InputError("an action is abandoned in all rows at once: give no mask")
+            self._state.acted = False
         rows = self._rows("begin_episode", mask)
         self._state.tokens[rows, self.model.layout.episode_start] = 1.0
         self._state.resetting[rows] = False
@@ -407,8 +428,9 @@ class InContextAgent:
         Args:
             observation: ``[T]`` or ``[B, T]`` from :class:`~icrl_agents.ExperienceObservation`: observation
                 and previous transition in the layout of the token. Dictionaries are refused.
-            state: what the last call returned; None forgets everything. Not changed.
-            episode_start: not used. The observation says where episodes start; memory outlives them.
+            state: what the last call returned; None forgets everything, what the observation tells of a step before
+                included. Not changed.
+            episode_start: not used. The observation says where episodes and tasks start; memory outlives episodes.
             deterministic: as in :meth:`act`.
 
         Returns:
@@ -425,7 +447,15 @@ class InContextAgent:
                 f"got {array.shape}"
             )
         tokens = as_finite("observation", array).reshape(-1, size)
+        at = self.model.layout
+        if state is None:
+            tokens[:, at.observation_dim :] = 0.0
+            tokens[:, at.episode_start] = 1.0
         carry = self._carry_of(state, len(tokens))
+        before = tokens[:, at.observation_dim : -1]
+        new = (tokens[:, at.episode_start] == 1.0) & ~before.any(1)  # as ExperienceObservation begins a task
+        if state is not None and new.any():
+            carry = self.model.backbone.forget(carry, self._tensor(new))
         prediction, carry = self._step(tokens, carry)
         actions = self._choose(prediction, deterministic)
         memory = tuple(leaf.cpu().numpy() for leaf in pytree.tree_leaves(carry))
@@ -440,6 +470,9 @@ class InContextAgent:
     def load_state(self, path: str | Path) -> None:
         """Remember what :meth:`save_state` wrote, and act in as many rows.
 
+        Call :meth:`begin_episode` where the environment does not go on from where it was then: with ``abandon=True``
+        where it was saved between :meth:`act` and :meth:`observe`.
+
         Raises:
             CheckpointError: no such file, damaged, of another version or of another checkpoint.
         """
@@ -450,7 +483,7 @@ class InContextAgent:
         return self._state.copy()
 
     def set_state(self, state: AgentState) -> None:
-        """Remember what :meth:`get_state` of an agent with a model of the same shape gave; it is taken over.
+        """Remember what :meth:`get_state` of an agent with a model of the same shape gave; it is copied.
 
         Raises:
             InputError: it is no such state.
@@ -461,12 +494,14 @@ class InContextAgent:
         given = [(state.tokens.shape, state.actions.shape), *((tuple(leaf.shape), leaf.dtype) for leaf in leaves)]
         expected = [
             ((rows, self.model.layout.size), (rows, len(self._low))),
-            *(((rows, *leaf.shape[1:]), leaf.dtype) for leaf in self._carry_leaves),
+            *(((rows, *leaf.shape[1:]), leaf.dtype) for leaf in pytree.tree_leaves(self._carry)),
         ]
         if given != expected:
             raise InputError(f"expected the state of an agent like {self.config.name!r}, with memory of other shapes")
-        state.carry = pytree.tree_unflatten([leaf.to(self.device) for leaf in leaves], self._carry_structure)
-        self._state = state
+        own = state.copy()
+        leaves = [leaf.to(self.device) for leaf in pytree.tree_leaves(own.carry)]
+        own.carry = pytree.tree_unflatten(leaves, pytree.tree_structure(self._carry))
+        self._state = own
 
     def clone(self) -> Self:
         """An agent with the same weights (shared) and a copy of the memory."""
@@ -531,14 +566,15 @@ class InContextAgent:
         if state is None:
             return self.model.backbone.initial_carry(rows)
         given = pytree.tree_leaves(state)
-        expected = [(rows, *leaf.shape[1:]) for leaf in self._carry_leaves]
+        leaves, structure = pytree.tree_flatten(self._carry)
+        expected = [(rows, *leaf.shape[1:]) for leaf in leaves]
         if [tuple(np.shape(leaf)) for leaf in given] != expected:
             raise InputError(f"expected a state of {rows} row(s) that predict of this agent returned, or None")
         leaves = [
             torch.tensor(np.asarray(leaf), dtype=like.dtype, device=self.device)
-            for leaf, like in zip(given, self._carry_leaves, strict=True)
+            for leaf, like in zip(given, leaves, strict=True)
         ]
-        return pytree.tree_unflatten(leaves, self._carry_structure)
+        return pytree.tree_unflatten(leaves, structure)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)
@@ -553,7 +589,8 @@ class InContextAgent:
 
     def _rows(self, method: str, mask: npt.ArrayLike | None) -> np.ndarray:
         if self._state.acted:
-            raise CallOrderError(f"{method} was called after act: observe the last action's reward first")
+            lost = "; begin_episode(abandon=True) where it is lost" if method == "begin_episode" else ""
+            raise CallOrderError(f"{method} was called after act: observe the last action's reward first{lost}")
         if mask is None:
             return np.ones(len(self._state.tokens), bool)
         return self._inputs.flags("mask", mask)

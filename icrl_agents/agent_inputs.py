@@ -159,9 +159,19 @@ def read_env(
 def require_spaces(config: AgentConfig, observation: gymnasium.Space, action: gymnasium.Space) -> None:
     """Raise unless an environment's spaces are the agent's."""
     at = config.model
+    for name, space in (("observation", observation), ("action", action)):
+        if not isinstance(space, gymnasium.spaces.Box):
+            raise ConfigError(f"agent {config.name!r} needs Box spaces; the environment's {name} space is {space}")
     if observation.shape != (at.observation_dim,) or action.shape != (at.action_dim,):
         raise ConfigError(
             f"agent {config.name!r} reads observations of shape ({at.observation_dim},) and gives "
             f"actions of shape ({at.action_dim},); the environment has {observation.shape} and "
             f"{action.shape}"
         )
+    assert isinstance(action, gymnasium.spaces.Box)
+    for own, bound in ((config.action_low, action.low), (config.action_high, action.high)):
+        if not (np.isclose(np.asarray(own), bound) | np.isinf(bound)).all():
+            raise ConfigError(
+                f"agent {config.name!r} gives actions from {list(config.action_low)} to {list(config.action_high)}; "
+                f"the environment, rescaled perhaps, takes those from {action.low.tolist()} to {action.high.tolist()}"
+            )

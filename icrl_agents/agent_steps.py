@@ -6,7 +6,7 @@ import torch
 
 from icrl_agents.backbones import Backbone, Precision
 from icrl_agents.backbones.mamba import Mamba
-from icrl_agents.backbones.transformer import Transformer
+from icrl_agents.backbones.mamba2 import Mamba2
 from icrl_agents.errors import ConfigError
 from icrl_agents.kernels.choice import CONV_STEP, STEP, choose
 from icrl_agents.model import BackboneStep, InContextModel
@@ -23,8 +23,9 @@ def move_to(model: InContextModel, device: torch.device | str) -> None:
 
 def require_kernel(model: InContextModel, kernel: str, precision: Precision) -> None:
     """Raise unless a kernel can run the model where it is."""
-    if isinstance(model.backbone, Transformer):
-        raise ConfigError(f"a Transformer has no S6 kernels to choose from, got kernel={kernel!r}")
+    if not isinstance(model.backbone, Mamba | Mamba2):
+        name = type(model.backbone).__name__
+        raise ConfigError(f"a backbone {name} has no kernels to choose from, got kernel={kernel!r}")
     choose(kernel, STEP if isinstance(model.backbone, Mamba) else CONV_STEP, model.token_mean)
     if precision != "float32" and kernel != "cpu":
         raise ConfigError(f"steps in {precision} run with kernel 'cpu' alone, got kernel={kernel!r}")

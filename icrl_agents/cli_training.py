@@ -49,8 +49,8 @@ class Collect:
     """A learner a task, all in one program (task-parallel: PPO, or with preset paper the paper's choice); one learner
     that sees the task (task-informed: PPO), or also what the task does not say (task-informed-privileged, in
     pusher-goal); or stable-baselines3 and sb3-contrib, one run a task."""
-    task: int = 0
-    """The one task that an sb3 source learns."""
+    task: int | None = None
+    """The one task that an sb3 source learns, by its place in the subset; default: the first."""
     jobs: int | None = None
     """Let an sb3 source learn all tasks instead, so many at a time, each in a process, into one dataset."""
     device: str = "cpu"
@@ -138,6 +138,8 @@ class Train:
     """Gradient updates; default: the preset's."""
     init_backbone: Path | None = None
     """Folder of a backbone to start from, as import-mamba writes it; the backbone must be of the preset's shape."""
+    device: str = "auto"
+    """Where to train, e.g. cpu or cuda; auto is the GPU if there is one."""
     seed: int = 0
     """Of weights, batches and noise."""
 
@@ -145,14 +147,14 @@ class Train:
         """Train and say where the checkpoint is."""
         from icrl_agents.envs import resolve_env_id, short_name
         from icrl_agents.training.parallel import processes_of_environment
-        from icrl_agents.training.pipeline import SOURCES, agent_name, run_training
+        from icrl_agents.training.pipeline import SOURCE_OF_METHOD, agent_name, run_training
 
         env_id = resolve_env_id(self.env)
         short = short_name(env_id)
         out = self.out or Path("runs") / agent_name(short, self.backbone, self.method, self.head, self.mask_rewards)
         run_training(
             env_id,
-            self.data or Path("data") / short / SOURCES[self.method],
+            self.data or Path("data") / short / SOURCE_OF_METHOD[self.method],
             out,
             name=self.name or out.resolve().name,
             backbone=self.backbone,
@@ -164,6 +166,7 @@ class Train:
             task_changes=self.task_changes,
             updates=self.updates,
             init_backbone=None if self.init_backbone is None else str(self.init_backbone),
+            device=self.device,
             seed=self.seed,
         )
         if processes_of_environment().first:
@@ -196,6 +199,8 @@ class Finetune:
     task_changes: float | None = None
     """Probability that its task changes between rounds and nobody tells it, which makes agents that notice; default:
     the preset's, 0."""
+    device: str = "auto"
+    """Where to train, e.g. cpu or cuda; auto is the GPU if there is one."""
     seed: int = 0
     """Of everything."""
 
@@ -217,6 +222,7 @@ class Finetune:
             noise=self.noise,
             noise_decay=self.noise_decay,
             task_changes=self.task_changes,
+            device=self.device,
             seed=self.seed,
         )
         console.print(f"checkpoint: {out}, of round {result.best_round}", soft_wrap=True)
@@ -301,6 +307,8 @@ class Reproduce:
     """Trained by squared error (the paper), or by likelihood; then the agent samples its actions."""
     mask_rewards: bool = False
     """The control agent, which never sees a reward."""
+    device: str = "auto"
+    """Where to train, e.g. cpu or cuda; auto is the GPU if there is one."""
     seed: int = 0
     """Of everything."""
     data: Path = Path("data")
@@ -324,6 +332,7 @@ class Reproduce:
             seed=self.seed,
             data=self.data,
             out=self.out,
+            device=self.device,
         )
         table = Table("part", "minutes")
         for part, seconds in times.items():
@@ -350,12 +359,12 @@ class Presets:
         """Print them."""
         from icrl_agents.config import to_dict
         from icrl_agents.envs import resolve_env_id
-        from icrl_agents.training.pipeline import SOURCES
+        from icrl_agents.training.pipeline import SOURCE_OF_METHOD
         from icrl_agents.training.presets import distillation_preset, is_finetuned, reinforcement_preset
         from icrl_agents.training.sources.presets import collection_preset, sb3_preset
 
         env_id = resolve_env_id(self.env)
-        source = self.source or SOURCES[self.method]
+        source = self.source or SOURCE_OF_METHOD[self.method]
         collection = collection_preset(env_id, self.preset, source)
         collect = to_dict(collection)
         if source.startswith("sb3-"):  # of the preset only the amount of data

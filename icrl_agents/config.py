@@ -165,11 +165,6 @@ def load_json(cls: type[T], path: Path) -> T:
     return from_dict(cls, data, where=path.name)
 
 
-def save_json(config: Any, path: Path) -> None:
-    """Write a dataclass as indented JSON."""
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
-
-
 def check_literals(config: Any) -> None:
     """Refuse values that a field's ``Literal`` type does not list, in a dataclass built in code.
 

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from icrl_agents.errors import InputError
+
 OnEpisode = Callable[[int, int, float], None]
 """Called at the end of an episode with its row, its number in that row from 1, and its return."""
 
@@ -91,6 +93,9 @@ def run_in_rows(
     record = _empty((rows, episodes))
     episode = np.zeros(rows, np.int64)
     observations, info = env.reset(seed=seed)
+    if not isinstance(info, Mapping):
+        kind = type(info).__name__
+        raise InputError(f"expected infos as one dict, as Gymnasium's vector environments give them, got a {kind}")
     record.new_task[:, 0] = fresh
     never = np.zeros(rows, bool)
     resetting = never  # NEXT_STEP: the next step begins these rows' episodes and is no experience

@@ -76,6 +76,10 @@ def rollout(
             same initial states, which is exact where the task changes nothing but the reward.
         reset_each_episode: forget everything after each episode.
         on_episode: called as often as another episode is over in every task, with its number and mean return.
+
+    Raises:
+        InputError: no episodes.
+        ConfigError: its environment is not known here, or its options do not fit.
     """
     if episodes < 1:
         raise InputError(f"episodes is at least 1, got {episodes}")
@@ -291,7 +295,7 @@ def summarize(returns: np.ndarray, anchors: Mapping[str, Sequence[float]]) -> di
 
     ``final`` is the mean of the last episodes. ``normalized``, where there are anchors, averages the tasks' own ratios,
     ``normalized_of_means`` is the ratio of the averages, which tasks whose blind and oracle returns nearly coincide
-    cannot dominate.
+    cannot dominate. ``episodes_to_90_percent_of_gain`` is None where there is no gain.
     """
     final = returns[:, -LAST_EPISODES:].mean(1)
 
@@ -307,7 +311,8 @@ def summarize(returns: np.ndarray, anchors: Mapping[str, Sequence[float]]) -> di
             "final_normalized": interval((final - blind) / (oracle - blind)),
             "final_normalized_of_means": interval(final, blind, oracle, statistic=of_means),
         }
-    return {**summary, "episodes_to_90_percent_of_gain": int(np.argmax(reached)) + 1}
+    gained = final.mean() > returns[:, 0].mean()
+    return {**summary, "episodes_to_90_percent_of_gain": int(np.argmax(reached)) + 1 if gained else None}
 
 
 def interval(
@@ -397,6 +402,9 @@ def _finals(results: Sequence[EvalResult]) -> np.ndarray:
     for result in results:
         if (result.env_id, result.tasks) != (first.env_id, first.tasks):
             raise InputError(f"{first.agent} and {result.agent} were evaluated on different tasks")
+        episodes, expected = len(result.returns[0]), len(first.returns[0])
+        if episodes != expected:
+            raise InputError(f"{first.agent} lived {expected} episodes, {result.agent} {episodes}: evaluate one again")
     if len({bool(result.anchors) for result in results}) != 1:
         raise InputError("some results have anchors to normalize by and some have none: evaluate the latter again")
     anchored = bool(first.anchors)

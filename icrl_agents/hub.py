@@ -137,9 +137,9 @@ def resolve(name: str | Path, revision: str | None = None, token: str | None = N
     if not isinstance(name, str | Path):
         raise InputError(f"expected an agent's name or directory, got {name!r}")
     text = str(name)
-    if text and Path(name).is_dir():
+    if text and Path(name).expanduser().is_dir():
         _refuse_revision(text, revision)
-        return Path(name)
+        return Path(name).expanduser()
     known = index()
     if text in known:
         entry = known[text]
@@ -154,7 +154,7 @@ def resolve(name: str | Path, revision: str | None = None, token: str | None = N
         return directory
     if isinstance(name, str) and _REPO_ID.fullmatch(name):
         return _download(name, revision, token)
-    raise UnknownNameError("agent", text, known)
+    raise UnknownNameError("agent", text, known, "There is no directory of that name either.")
 
 
 def load_checkpoint(directory: str | Path) -> tuple[InContextModel, AgentConfig]:
@@ -220,7 +220,8 @@ def save_checkpoint(
 
     Raises:
         ConfigError: ``model`` was not built from ``config.model``.
-        CheckpointError: weights that could not be loaded again; or a file that stays is damaged.
+        CheckpointError: weights that could not be loaded again; a file that stays is damaged; or the directory holds
+            no checkpoint, but files of a checkpoint's names.
     """
     directory = Path(directory)
     if to_dict(model.config) != to_dict(config.model):
@@ -232,10 +233,13 @@ def save_checkpoint(
     if before == sha256(content).hexdigest():
         evaluation = _read_json(directory / EVALUATION_FILE) if evaluation is None else evaluation
         training = _read_json(directory / TRAINING_FILE) if training is None else training
+    elif before is None:
+        require_free(directory)
+        for file in (CURVE_FILE, REPLAY_FILE) if evaluation is None else ():  # else drawn for these weights
+            if (directory / file).exists():
+                raise CheckpointError(f"{directory} holds {file}, of what no evaluation was given: choose another one")
     else:  # before the weights, so that no kill leaves the new ones beside what was said of the old ones
-        drawn_for_these = before is None and evaluation is not None
-        pictures = () if drawn_for_these else (CURVE_FILE, REPLAY_FILE)
-        for file in (CARD_FILE, EVALUATION_FILE, TRAINING_FILE, *pictures):
+        for file in (CARD_FILE, EVALUATION_FILE, TRAINING_FILE, CURVE_FILE, REPLAY_FILE):
             (directory / file).unlink(missing_ok=True)
     figure, video = (file if (directory / file).is_file() else None for file in (CURVE_FILE, REPLAY_FILE))
     card = card or model_card(config, evaluation, training, figure, video)
@@ -288,6 +292,17 @@ def _refuse_revision(name: str, revision: str | None) -> None:
         raise ConfigError(f"{name!r} is on this machine and has no revision {revision!r}")
 
 
+def require_free(directory: Path) -> None:
+    """Raise where a directory without a checkpoint holds what saving one there would replace.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    theirs = [file for file in (CARD_FILE, CONFIG_FILE, EVALUATION_FILE, TRAINING_FILE) if (directory / file).exists()]
+    if theirs and not (directory / WEIGHTS_FILE).exists():
+        raise CheckpointError(f"{directory} holds {', '.join(theirs)}, and no checkpoint: choose another directory")
+
+
 def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
     """A snapshot of the checkpoint's files in the Hub's cache."""
     from huggingface_hub import snapshot_download
@@ -311,7 +326,8 @@ def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
         except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
             raise CheckpointError(
                 f"no checkpoint {repo_id!r}{at} on the Hub, or a private one and no token that may read it "
-                f"(hf auth login, HF_TOKEN or token=); without the Hub there are {', '.join(agent_names())}: {error}"
+                f"(hf auth login, HF_TOKEN or token=), and no directory {repo_id!r} here; without the Hub there are "
+                f"{', '.join(agent_names())}: {error}"
             ) from error
 
 

@@ -184,7 +184,9 @@ def _by_row(info: dict[str, Any], rows: int) -> list[dict[str, Any]]:
     for name, values in info.items():
         if name.startswith("_") or name in _NOT_OF_THE_STEP:
             continue
-        plain = values.tolist() if isinstance(values, np.ndarray) and values.ndim == 1 else values
+        plain: Sequence[Any] = values.tolist() if isinstance(values, np.ndarray) and values.ndim == 1 else values
+        if isinstance(values, Mapping):  # as RecordEpisodeStatistics has it
+            plain = _by_row(dict(values), rows)
         mask = info.get("_" + name)
         if mask is None or mask.all():
             everywhere[name] = plain

@@ -202,6 +202,13 @@ def test_reset_refuses_what_it_cannot_act_in(make_agent):
             agent.reset(num_envs=2, env=env)
     with pytest.raises(ConfigError, match="SameStep"):
         agent.reset(num_envs=2, autoreset_mode="sometimes")
+    with gymnasium.wrappers.RescaleAction(gymnasium.make(REACHER), np.float32(0), np.float32(1)) as rescaled:
+        with pytest.raises(ConfigError, match=r"from \[-1\.0, -1\.0\] .* rescaled perhaps, takes those from \[0\.0"):
+            agent.reset(env=rescaled)
+        agent.reset(env=gymnasium.wrappers.ClipAction(gymnasium.make(REACHER)))  # takes any
+        rescaled.action_space = gymnasium.spaces.MultiDiscrete([3, 3])
+        with pytest.raises(ConfigError, match="Box spaces; the environment's action space is MultiDiscrete"):
+            agent.reset(env=rescaled)
     for wrong in (0, -1, 1.5, True, "3", 10**13):
         with pytest.raises(InputError, match="num_envs"):
             agent.reset(num_envs=wrong)
@@ -298,6 +305,32 @@ def test_predict_equals_act_and_changes_neither_state_nor_agent(agent, rows):
         predicted.append(action)
     agent.reset(num_envs=rows)  # predict left no trace before it either
     np.testing.assert_allclose(predicted, live(agent, history), atol=2e-5)
+
+
+def test_predict_without_a_state_forgets_what_the_observation_still_tells(agent):
+    """The step before it, where a second evaluation begins in the same environment."""
+    layout = agent.model.layout
+    token = np.random.default_rng(0).normal(size=layout.size)
+    blank = np.r_[token[: layout.observation_dim], np.zeros(layout.size - layout.observation_dim - 1), 1.0]
+    np.testing.assert_array_equal(agent.predict(token)[0], agent.predict(blank)[0])
+
+
+def test_predict_forgets_where_the_observation_begins_a_task(agent):
+    """In that row alone; an episode that begins is no task."""
+    layout = agent.model.layout
+    tokens = np.random.default_rng(0).normal(size=(3, 2, layout.size))
+    tokens[..., layout.episode_start] = 0.0
+    state = None
+    for token in tokens:
+        _, state = agent.predict(token, state)
+    begins = tokens[-1].copy()
+    begins[:, layout.episode_start] = 1.0
+    kept = agent.predict(begins, state)[0]
+    begins[0, layout.observation_dim : -1] = 0.0
+    actions = agent.predict(begins, state)[0]
+    np.testing.assert_allclose(actions[0], agent.predict(begins[0])[0], atol=1e-6)
+    np.testing.assert_allclose(actions[1], kept[1], atol=1e-6)
+    assert abs(kept[1] - agent.predict(begins[1])[0]).max() > 1e-4
 
 
 def test_predict_refuses_other_observations_and_states(agent, make_agent):

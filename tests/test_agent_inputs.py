@@ -120,6 +120,10 @@ def test_calls_out_of_order_are_refused_and_change_nothing(agent):
     np.testing.assert_array_equal(agent.act(np.zeros(8)), twin.act(np.zeros(8)))
     agent.reset()  # always allowed
     agent.act(np.ones(8))
+    with pytest.raises(InputError, match="give no mask"):
+        agent.begin_episode([True], abandon=True)
+    agent.begin_episode(abandon=True)  # so is that
+    agent.act(np.ones(8))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "int64", "int8", "bool", "longdouble"])

@@ -1,5 +1,6 @@
 """Memory as a thing: prefill, clone, save and load."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -102,6 +103,25 @@ def test_a_clone_shares_weights_and_no_memory(agent, make_agent):
         np.testing.assert_array_equal(agent.act(obs), expected.act(obs))
         for one in (agent, expected):
             one.observe([0.0, 0.0], [False, False])
+
+
+def test_a_state_can_be_gone_back_to_more_than_once(agent):
+    history = experience(np.random.default_rng(1), 5)
+    before = agent.get_state()
+    lives = []
+    for _ in range(3):
+        agent.set_state(before)
+        lives.append(live(agent, history))
+    np.testing.assert_array_equal(lives[0], lives[1])
+    np.testing.assert_array_equal(lives[0], lives[2])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda agent: pickle.loads(pickle.dumps(agent))])
+def test_a_copied_agent_goes_on_as_the_agent_would(agent, copied):
+    agent.prefill(experience(np.random.default_rng(0), 5))
+    twin = copied(agent)
+    history = experience(np.random.default_rng(1), 5)
+    np.testing.assert_array_equal(live(twin, history), live(agent, history))
 
 
 def test_a_clone_samples_what_the_agent_would_have(make_agent):

@@ -1,10 +1,13 @@
 """Agents that share a model act in as many threads at once, and the kernel that was asked for runs, in its thread."""
 
+import multiprocessing
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
 from icrl_agents.agent import InContextAgent
 from icrl_agents.errors import CheckpointError, ConfigError, UnknownNameError
@@ -26,6 +29,32 @@ def lives(agent, stream):
             agent.save_state(agent.scratch)
             agent.load_state(agent.scratch)
     return np.concatenate([action.ravel() for action in actions])
+
+
+def _act_in_child(agent, results):
+    results.put(agent.act(np.ones((64, 8))))
+
+
+def test_forked_children_act(agent):
+    """Where the parent has threads that its children lack, as torch's own DataLoader."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        agent.reset(64)
+        twin = agent.clone()
+        expected = twin.act(np.ones((64, 8)))
+        torch.ones(1000, 1000).square().sum()  # starts the parent's threads
+        context = multiprocessing.get_context("fork")
+        results = context.SimpleQueue()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of any fork beside threads
+            child = context.Process(target=_act_in_child, args=(agent, results), daemon=True)
+            child.start()
+        child.join(20)
+        assert child.exitcode == 0
+        np.testing.assert_allclose(results.get(), expected, atol=1e-6)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
@@ -119,7 +148,7 @@ def test_kernels_that_cannot_run_here_are_refused(make_agent, tmp_path):
     with pytest.raises(ConfigError, match="int8 run with kernel 'cpu' alone, got kernel='reference'"):
         InContextAgent(agent.model, agent.config, kernel="reference", precision="int8")
     other = make_agent("transformer")
-    with pytest.raises(ConfigError, match="Transformer has no S6 kernels"):
+    with pytest.raises(ConfigError, match="backbone Transformer has no kernels"):
         InContextAgent(other.model, other.config, kernel="reference")
     mamba2 = make_agent("mamba2")
     assert InContextAgent(mamba2.model, mamba2.config, kernel="reference").act(np.ones(8)).shape == (2,)

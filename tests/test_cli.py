@@ -217,6 +217,8 @@ def test_unknown_names_list_what_exists(
         ("push nowhere org/name", "config.json does not exist"),
         ("collect reacher-goal --steps-per-task 10", "less than one shard"),
         ("collect reacher-goal --source task-parallel-sac --jobs 2", "task-parallel-sac learns all tasks in one"),
+        ("collect reacher-goal --task 5", "task-parallel learns all of the subset, got task 5"),
+        ("collect reacher-goal --source sb3-ppo --jobs 2 --task 5", "jobs learn all tasks of the subset, got task 5"),
         ("collect reacher-goal --source sb3-sac --jobs 0", "jobs is at least 1, got 0"),
         ("collect reacher-goal --source sb3-sac --device cuda", "sb3-sac learns on the CPU"),
     ],

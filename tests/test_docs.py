@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from icrl_agents.cli import COMMANDS, _command_name
-from icrl_agents.hub import agent_names
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -32,9 +31,6 @@ def test_pages_have_code() -> None:
 @pytest.mark.parametrize("page", RUNNING, ids=lambda page: page.stem)
 def test_code_of_a_page_runs_in_its_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = blocks(page)
-    wanted = set(re.findall(r"""from_pretrained\(["']([\w-]+)["']""", "".join(code)))
-    if not wanted <= set(agent_names()):
-        pytest.skip(f"not bundled yet: {', '.join(sorted(wanted - set(agent_names())))}")
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "docs"}
     for number, block in enumerate(code):

@@ -301,6 +301,8 @@ def test_what_cannot_be_run_is_refused(make_agent):
         agent.run_episodes(numbers(), remember=True)
     with pytest.raises(ConfigError, match=r"\(3,\)"), gymnasium.make(REACHER) as env:
         agent.run_episodes(env)
+    with closing(vector(AutoresetMode.SAME_STEP)) as env, pytest.raises(InputError, match="infos as one dict"):
+        agent.run_episodes(gymnasium.wrappers.vector.DictInfoToList(env))
 
 
 def test_only_done_is_enough(make_agent):

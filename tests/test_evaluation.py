@@ -356,6 +356,7 @@ def test_summary_by_hand() -> None:
     assert found["final_normalized_of_means"]["mean"] == pytest.approx((6.4 + 3.6) / (8 + 4))
     # the gain is 7, nine tenths of it -10 + 6.3 = -3.7, and episode 3 has -3.4
     assert found["episodes_to_90_percent_of_gain"] == 3
+    assert summarize(-returns, {})["episodes_to_90_percent_of_gain"] is None  # it gets worse
     assert "iqm" not in found["final_normalized_of_means"]
     ratios = sorted([6.4 / 8, 3.6 / 4])  # an interval over two tasks spans them
     assert [found["final_normalized"][end] for end in ("low", "high")] == pytest.approx(ratios)
@@ -435,6 +436,14 @@ def test_agents_on_different_tasks_are_not_compared(result: EvalResult) -> None:
         paired_difference(result, other)
     with pytest.raises(InputError, match=r"tiny-mamba and other .* different tasks"):
         difference_over_seeds([result, result], [result, other])
+    shorter = replace(
+        result,
+        agent="other",
+        returns=[row[:-1] for row in result.returns],
+        normalized=[row[:-1] for row in result.normalized],
+    )
+    with pytest.raises(InputError, match=rf"lived {len(result.returns[0])} episodes, other {len(shorter.returns[0])}"):
+        paired_difference(result, shorter)
     with pytest.raises(InputError, match="at least one seed of each, got 1 and 0"):
         difference_over_seeds([result], [])
 

@@ -17,7 +17,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
-from icrl_agents import ExperienceObservation, TrialWrapper, VectorExperienceObservation, VectorTrialWrapper
+from icrl_agents import ExperienceObservation, TrialWrapper, VectorExperienceObservation, VectorTrialWrapper, sb3
 from icrl_agents.envs import env_ids, sample_tasks
 from icrl_agents.errors import ConfigError, TaskError
 from icrl_agents.sb3 import MetaVecEnv
@@ -214,6 +214,23 @@ def test_the_same_policy_is_learned_as_on_single_environments():
         model = PPO("MlpPolicy", make(max_episode_steps=5), n_steps=16, batch_size=16, seed=3, device="cpu")
         learned.append([weight.tolist() for weight in model.learn(64).policy.parameters()])
     assert learned[0] == learned[1]
+
+
+@pytest.mark.parametrize("rows", [3, 4])
+def test_infos_within_infos_are_those_of_the_row(rows):
+    """As Gymnasium's statistics of episodes have them: all rows end at once, and some."""
+    statistics = gymnasium.wrappers.vector.RecordEpisodeStatistics
+    env = MetaVecEnv(statistics(gymnasium.make_vec(REACHER, num_envs=rows, max_episode_steps=3)))
+    env.reset()
+    for _ in range(3):
+        _, _, dones, infos = env.step(np.zeros((rows, 2), np.float32))
+    assert dones.all()
+    assert [info["episode"]["l"] for info in infos] == [3] * rows
+    assert all(isinstance(info["episode"]["r"], float) for info in infos)
+    assert sb3._by_row({"episode": {"r": np.arange(2.0)}, "_episode": np.array([False, True])}, 2) == [
+        {},
+        {"episode": {"r": 1.0}},
+    ]
 
 
 def test_agents_are_evaluated(make_agent):

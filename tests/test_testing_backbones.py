@@ -41,6 +41,11 @@ class RunningSum(Backbone):
         }
 
 
+class CarryKnowsNoDevice(RunningSum):
+    def initial_carry(self, batch_size):
+        return super().initial_carry(batch_size)
+
+
 class StepDiffers(RunningSum):
     def step(self, x, carry):
         y, carry = super().step(x, carry)
@@ -145,6 +150,7 @@ def test_a_backbone_that_meets_the_contract_passes_and_is_left_as_it_was():
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
+        (CarryKnowsNoDevice, "initial_carry takes"),
         (StepDiffers, "^forward is not repeated step: they differ by"),
         (ForwardIgnoresForgets, "forward is not repeated step across forget_before"),
         (ForwardDropsItsCarry, "the carry of forward is not that of repeated step"),

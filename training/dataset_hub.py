@@ -20,14 +20,22 @@ CARD_FILE = "README.md"
 _FOLDERS = ("shards", "snapshots")
 
 
-def push_dataset(directory: str | Path, repo_id: str, *, private: bool = False, revision: str | None = None) -> str:
-    """Upload a dataset, with the token of ``hf auth login`` or ``HF_TOKEN``.
+def push_dataset(
+    directory: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Upload a dataset.
 
     Args:
         directory: of the dataset; read and verified first, so that nothing broken is published.
         repo_id: ``"org/name"``; made if need be. What it held before is replaced.
         private: make it private, if it is made.
         revision: branch to upload to, made if need be; default: main.
+        token: of the Hub; default: that of ``hf auth login`` or ``HF_TOKEN``.
 
     Returns:
         Address of the commit.
@@ -38,10 +46,10 @@ def push_dataset(directory: str | Path, repo_id: str, *, private: bool = False, 
     directory = Path(directory)
     dataset = HistoryDataset(directory)
     dataset.verify()
-    write_text_atomically(directory / CARD_FILE, dataset_card(dataset.manifest))
+    write_text_atomically(directory / CARD_FILE, dataset_card(dataset.manifest, repo_id))
     from huggingface_hub import HfApi  # half a second that only those pay who push or pull
 
-    api = HfApi()
+    api = HfApi(token=token)
     with _asking_the_hub(f"the dataset {repo_id!r} could not be made or found on the Hub"):
         api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
     if revision is not None:
@@ -60,13 +68,16 @@ def push_dataset(directory: str | Path, repo_id: str, *, private: bool = False, 
     return commit.commit_url
 
 
-def pull_dataset(repo_id: str, directory: str | Path, *, revision: str | None = None) -> HistoryDataset:
+def pull_dataset(
+    repo_id: str, directory: str | Path, *, revision: str | None = None, token: str | None = None
+) -> HistoryDataset:
     """Download a dataset, or go on with a download that was interrupted.
 
     Args:
         repo_id: ``"org/name"``.
         directory: for the dataset, made if need be.
         revision: branch, tag or commit; default: main.
+        token: of the Hub, for private datasets; default: that of ``hf auth login`` or ``HF_TOKEN``.
 
     Returns:
         The dataset, every file compared with its checksum.
@@ -80,8 +91,8 @@ def pull_dataset(repo_id: str, directory: str | Path, *, revision: str | None = 
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
     with _asking_the_hub(f"{repo_id!r}{at} is no dataset of learning histories that can be fetched from the Hub"):
-        commit = HfApi().dataset_info(repo_id, revision=revision).sha  # everything from one commit
-        manifest_file = Path(hf_hub_download(repo_id, MANIFEST_FILE, repo_type="dataset", revision=commit))
+        commit = HfApi(token=token).dataset_info(repo_id, revision=revision).sha  # everything from one commit
+        manifest_file = Path(hf_hub_download(repo_id, MANIFEST_FILE, repo_type="dataset", revision=commit, token=token))
     manifest = load_manifest(manifest_file.parent)
     if not manifest.progress.complete:
         raise DatasetError(f"{repo_id!r}{at} is a collection that was not complete when it was uploaded")
@@ -97,6 +108,7 @@ def pull_dataset(repo_id: str, directory: str | Path, *, revision: str | None = 
                     revision=commit,
                     local_dir=directory,
                     allow_patterns=_files(manifest),
+                    token=token,
                 )
             _delete_damaged(directory, manifest)
             write_text_atomically(directory / MANIFEST_FILE, manifest_file.read_text(encoding="utf-8"))
@@ -119,8 +131,8 @@ def _delete_notes(folder: Path) -> None:
         folder.parent.rmdir()
 
 
-def dataset_card(manifest: Manifest) -> str:
-    """``README.md`` of a dataset repository: what the manifest says, in words."""
+def dataset_card(manifest: Manifest, repo_id: str) -> str:
+    """``README.md`` of a dataset repository ``"org/name"``: what the manifest says, in words."""
     progress = manifest.progress
     mean = sum(progress.final_returns) / max(1, len(progress.final_returns))
     megabytes = sum(entry.size for entry in progress.files) / 1e6
@@ -149,7 +161,7 @@ What a source algorithm saw and did while it learned, task by task, for distilli
 ```python
 from icrl_agents.training.dataset_hub import pull_dataset
 
-dataset = pull_dataset("org/name", "data/histories")  # compares every file with its checksum
+dataset = pull_dataset("{repo_id}", "data/histories")  # compares every file with its checksum
 history = dataset.history(0)  # observations, actions, rewards, ... of whole episodes
 ```
 """

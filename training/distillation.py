@@ -178,7 +178,7 @@ def train(
     *,
     teachers: Teachers | None = None,
     rollout: Rollout | None = None,
-    tensorboard: bool = True,
+    tensorboard: bool | None = None,
     quiet: bool = False,
     device: str = "auto",
 ) -> TrainingResult:
@@ -194,7 +194,7 @@ def train(
         final_policy: ``(task_index, observations [n, N_o]) -> actions [n, A]``, for that target.
         teachers: the sources' final policies, for on-policy distillation.
         rollout: validation roll-outs; None runs ``config.val_episodes`` episodes on the split's val tasks.
-        tensorboard: write TensorBoard files into ``out_dir``.
+        tensorboard: write TensorBoard files into ``out_dir``; None writes them where TensorBoard is installed.
         quiet: no progress bar.
         device: ``"auto"`` is the GPU if there is one.
 
@@ -203,6 +203,9 @@ def train(
         ConfigError: ``out_dir`` holds another run, training diverged, or processes that cannot share a batch.
         DatasetError: the data is damaged or of another environment, another process works on the run, or the disk is
             full.
+        CheckpointError: the weights of ``config.init_backbone`` are damaged or do not fit.
+        UnknownNameError: nobody registered the backbone.
+        MissingExtraError: TensorBoard was asked for and is not installed.
         KeyboardInterrupt: after the state was saved.
     """
     processes_of_environment().check_batch(config.batch_size)

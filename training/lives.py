@@ -74,7 +74,7 @@ def begin_round(
             another task.
     """
     rows = env.num_envs
-    student.reset(env=env, seed=int(rng.integers(2**31)))
+    student.reset(rows, seed=int(rng.integers(2**31)))
     observation, _ = env.reset(seed=int(rng.integers(2**31)))
     rounds_left = rng.integers(1, life_rounds + 1, rows)
     if before:

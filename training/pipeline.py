@@ -31,7 +31,7 @@ from icrl_agents.training.sources.presets import run_collection
 EVALUATION_SEEDS = (0, 1, 2)
 TIMES_FILE = "times.json"
 
-SOURCES: Mapping[Method, str] = {"ad": "task-parallel", "on-policy": "task-informed"}
+SOURCE_OF_METHOD: Mapping[Method, str] = {"ad": "task-parallel", "on-policy": "task-informed"}
 """What each method distils: independent learning histories, or the teacher that all tasks share.
 
 Independent teachers disagree where a task has two solutions (the arm's elbow left or right), and between two goals that
@@ -50,6 +50,7 @@ def reproduce(
     seed: int = 0,
     data: Path = Path("data"),
     out: Path = Path("runs"),
+    device: str = "auto",
     quiet: bool = False,
     **training_options: Any,
 ) -> dict[str, float]:
@@ -68,6 +69,7 @@ def reproduce(
         data: folder of datasets; the histories go to ``data/ENV/SOURCE``.
         out: folder of checkpoints; the agent goes to ``out/ENV-BACKBONE[-ad][-gaussian][-masked]``, and what is
             fine-tuned later to a folder of that name and ``-distilled``.
+        device: of what is trained; ``"auto"`` is the GPU if there is one.
         quiet: no progress bars.
         **training_options: instead of the preset's.
 
@@ -76,7 +78,7 @@ def reproduce(
     """
     env_id = resolve_env_id(env)
     short = short_name(env_id)
-    source = SOURCES[method]
+    source = SOURCE_OF_METHOD[method]
     histories = data / short / source
     name = agent_name(short, backbone, method, head, mask_rewards)
     checkpoint = out / name
@@ -103,6 +105,7 @@ def reproduce(
             head=head,
             mask_rewards=mask_rewards,
             seed=seed,
+            device=device,
             quiet=quiet,
             **training_options,
         ),
@@ -111,7 +114,7 @@ def reproduce(
         times["finetune"] = _timed(
             checkpoint,
             "finetune",
-            lambda: run_finetuning(distilled, checkpoint, name=name, seed=seed, quiet=quiet),
+            lambda: run_finetuning(distilled, checkpoint, name=name, seed=seed, device=device, quiet=quiet),
         )
     times["evaluate"] = _timed(checkpoint, "evaluate", lambda: evaluate_checkpoint(checkpoint))
     return times
@@ -132,6 +135,7 @@ def run_training(
     preset: str = "laptop",
     method: Method = "ad",
     task_changes: float | None = None,
+    device: str = "auto",
     quiet: bool = False,
     **changes: Any,
 ) -> TrainingResult:
@@ -145,6 +149,7 @@ def run_training(
         preset: ``"laptop"`` or ``"paper"``.
         method: ``"ad"`` from the histories, or ``"on-policy"``.
         task_changes: of :class:`OnPolicyConfig`, instead of the preset's.
+        device: ``"auto"`` is the GPU if there is one.
         quiet: no progress bar.
         **changes: fields of :class:`DistillationConfig` instead of the preset's; None leaves the preset's.
 
@@ -159,7 +164,7 @@ def run_training(
             raise ConfigError("tasks change in lives of the student's own: distil with method on-policy")
         config = replace(config, on_policy=replace(config.on_policy, task_changes=task_changes))
     if config.target != "final_policy":
-        return train(config, histories, checkpoint, quiet=quiet)
+        return train(config, histories, checkpoint, device=device, quiet=quiet)
     dataset = HistoryDataset(histories)
     space = make_rows(env_id, dataset.manifest.tasks[:1], 1).single_action_space
     teachers = SnapshotPolicies(dataset.snapshot(), space.low, space.high)  # type: ignore[attr-defined]
@@ -168,15 +173,18 @@ def run_training(
             f"{histories}: its final policies saw what histories do not hold; distil from them with method on-policy, "
             "or take the target source_mean"
         )
-    return train(config, histories, checkpoint, teachers.act_as, teachers=teachers, quiet=quiet)
+    return train(config, histories, checkpoint, teachers.act_as, teachers=teachers, device=device, quiet=quiet)
 
 
-def run_finetuning(agent: str | Path, checkpoint: Path, *, quiet: bool = False, **changes: Any) -> ReinforcementResult:
+def run_finetuning(
+    agent: str | Path, checkpoint: Path, *, device: str = "auto", quiet: bool = False, **changes: Any
+) -> ReinforcementResult:
     """Fine-tune by preset.
 
     Args:
         agent: directory, bundled name or Hub id of what to begin with.
         checkpoint: folder of the run.
+        device: ``"auto"`` is the GPU if there is one.
         quiet: no progress bar.
         **changes: fields of :class:`ReinforcementConfig` instead of the preset's; None leaves the preset's. In a run of
             few rounds fewer are the critic's alone.
@@ -190,7 +198,7 @@ def run_finetuning(agent: str | Path, checkpoint: Path, *, quiet: bool = False, 
     rounds = given.get("rounds", config.rounds)
     fixed = {"split": of.split, "critic_rounds": max(0, min(config.critic_rounds, rounds - 1))}
     config = replace(config, **fixed | given)
-    return finetune(config, agent, checkpoint, quiet=quiet)
+    return finetune(config, agent, checkpoint, device=device, quiet=quiet)
 
 
 def evaluate_checkpoint(checkpoint: Path) -> None:

@@ -199,7 +199,7 @@ def finetune(
     out_dir: str | Path,
     *,
     rollout: Rollout | None = None,
-    tensorboard: bool = True,
+    tensorboard: bool | None = None,
     quiet: bool = False,
     device: str = "auto",
 ) -> ReinforcementResult:
@@ -215,7 +215,7 @@ def finetune(
         out_dir: of the run; becomes a checkpoint.
         rollout: validation roll-outs; None runs ``config.val_episodes`` episodes on the split's val tasks and
             ``config.more_val_tasks`` others.
-        tensorboard: write TensorBoard files into ``out_dir``.
+        tensorboard: write TensorBoard files into ``out_dir``; None writes them where TensorBoard is installed.
         quiet: no progress bar.
         device: ``"auto"`` is the GPU if there is one.
 
@@ -226,6 +226,7 @@ def finetune(
         CheckpointError: its files are damaged.
         DatasetError: another process works on the run, its files are damaged, validation tasks would be trained on, or
             the disk is full.
+        MissingExtraError: TensorBoard was asked for and is not installed.
         KeyboardInterrupt: after the state was saved.
     """
     processes = processes_of_environment()

@@ -33,7 +33,7 @@ class RunLog:
         directory: of the run; ``metrics.jsonl`` and ``tensorboard/`` are in it.
         updates: length of the whole run.
         done: updates already done; -1 where not even what comes before the first is.
-        tensorboard: write TensorBoard files.
+        tensorboard: write TensorBoard files; None does where TensorBoard is installed.
         quiet: show no progress bar.
 
     Raises:
@@ -41,11 +41,11 @@ class RunLog:
         DatasetError: the disk is full.
     """
 
-    def __init__(self, directory: Path, updates: int, done: int, *, tensorboard: bool, quiet: bool) -> None:
+    def __init__(self, directory: Path, updates: int, done: int, *, tensorboard: bool | None, quiet: bool) -> None:
         self._directory = directory
         path = directory / METRICS_FILE
         with writing(directory):
-            self._tensorboard = _summary_writer(directory / "tensorboard", done) if tensorboard else None
+            self._tensorboard = _summary_writer(directory / "tensorboard", done, tensorboard)
             kept = [line for line in _lines(path) if json.loads(line)["update"] <= done]
             write_text_atomically(path, "".join(kept))
             self._file = path.open("a", encoding="utf-8")
@@ -112,9 +112,14 @@ def _lines(path: Path) -> list[str]:
     return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
 
 
-def _summary_writer(directory: Path, done: int) -> Any:
+def _summary_writer(directory: Path, done: int, wanted: bool | None) -> Any:
+    """What writes TensorBoard files, or None."""
+    if wanted is False:
+        return None
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
+        if wanted is None:
+            return None
         raise MissingExtraError("tensorboard", "train") from None
     return SummaryWriter(str(directory), purge_step=done + 1)

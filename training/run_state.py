@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from icrl_agents.atomic import write_atomically, write_text_atomically
 from icrl_agents.config import from_dict, to_dict
 from icrl_agents.errors import ConfigError, DatasetError
+from icrl_agents.hub import require_free
 from icrl_agents.training.lock import writing
 from icrl_agents.training.manifest import difference
 from icrl_agents.training.optimizers import Optimizers
@@ -49,6 +50,7 @@ def claim_run(directory: Path, identity: Mapping[str, Any]) -> None:
 
     Raises:
         ConfigError: it holds another run, or a checkpoint that is not of a run.
+        CheckpointError: it holds files that the run's checkpoint would replace.
         DatasetError: nothing can be written there.
     """
     path = directory / IDENTITY_FILE
@@ -56,6 +58,7 @@ def claim_run(directory: Path, identity: Mapping[str, Any]) -> None:
     if not path.exists():
         if (directory / "config.json").exists():
             raise ConfigError(f"{directory} holds a checkpoint; choose another directory")
+        require_free(directory)
         with writing(directory):
             write_text_atomically(path, json.dumps(here, indent=2) + "\n")
         return

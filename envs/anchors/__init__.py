@@ -90,13 +90,16 @@ def load_anchors(env_id: str, split: str, split_hash: str | None = None) -> Anch
 
     Raises:
         UnknownNameError: none were frozen for that environment and split.
-        TaskError: they were measured on a split of other content.
+        TaskError: they were measured on a split of other content, or the file is damaged.
     """
     file = anchors_path(env_id, split)
     if file is None or not file.is_file():
         known = [f.name for f in resources.files(__name__).iterdir() if f.name.endswith(".json")]
         raise UnknownNameError("anchors", anchor_file_name(env_id, split), known)
-    anchors = Anchors(**json.loads(file.read_text(encoding="utf-8")))
+    try:
+        anchors = Anchors(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise TaskError(f"{file} is damaged: {error}. Measure again with icrl-agents anchors") from None
     if split_hash is not None and anchors.split_hash != split_hash:
         raise TaskError(f"anchors of {env_id} are for split hash {anchors.split_hash}, the split has {split_hash}")
     return anchors

@@ -34,9 +34,9 @@ def register_backbone(name: str, cls: str, config_cls: str) -> None:
         config_cls: ``"module:Class"`` of its frozen config dataclass.
 
     Raises:
-        ConfigError: the name is taken.
+        ConfigError: the name is taken, by another one.
     """
-    if name in _BACKBONES:
+    if _BACKBONES.get(name, (cls, config_cls)) != (cls, config_cls):
         raise ConfigError(f"backbone {name!r} is already registered as {_BACKBONES[name][0]}")
     _BACKBONES[name] = (cls, config_cls)
 

@@ -3,6 +3,7 @@
 ``backbone.json`` says which backbone it is, ``backbone.safetensors`` holds its weights.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from icrl_agents.atomic import write_atomically
+from icrl_agents.atomic import write_atomically, write_text_atomically
 from icrl_agents.backbones import Backbone, make_backbone
-from icrl_agents.config import FORMAT_VERSION, load_json, save_json
+from icrl_agents.config import FORMAT_VERSION, load_json, to_dict
 from icrl_agents.errors import CheckpointError
 
 CONFIG_FILE = "backbone.json"
@@ -43,7 +44,7 @@ def save_backbone(directory: Path, config: BackboneConfig, weights: Mapping[str,
     """Write a backbone's directory; ``weights`` are those of its state dict."""
     contiguous = {name: weight.detach().contiguous() for name, weight in weights.items()}
     write_atomically(directory / WEIGHTS_FILE, lambda path: save_file(contiguous, path))
-    save_json(config, directory / CONFIG_FILE)
+    write_text_atomically(directory / CONFIG_FILE, json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def load_backbone(directory: str | Path) -> Backbone:

@@ -92,12 +92,18 @@ class _Check:
         self.generator = generator
 
     def layout_of_carry(self) -> None:
+        try:
+            nowhere = self.backbone.initial_carry(self.batch, device="meta")
+        except TypeError as error:
+            raise AssertionError(f"initial_carry takes (batch_size, *, device=None, dtype=None): {error}") from error
         carries = {"initial_carry": self.backbone.initial_carry(self.batch), "forward": self.backbone(self.x)[1]}
         for source, carry in carries.items():
             for leaf in pytree.tree_leaves(carry):
                 shape = list(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
                 good = isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == self.batch
                 require(good, f"every leaf of {source}'s carry is a tensor [batch, ...]; one is {shape}")
+        kinds = {leaf.device.type for leaf in pytree.tree_leaves(nowhere)}
+        require(kinds <= {"meta"}, f"initial_carry(..., device='meta') is on {', '.join(sorted(kinds))}")
 
     def forward_is_repeated_step(self) -> None:
         for forget, where in ((self.nowhere, ""), (self.forget, " across forget_before")):

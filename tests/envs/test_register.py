@@ -57,10 +57,11 @@ def test_a_registered_id_is_known_everywhere(env_id: str) -> None:
 
 
 def test_an_id_is_registered_once(env_id: str) -> None:
-    register_meta_env(env_id, *PLACES, horizon=50)
+    for _ in range(2):
+        register_meta_env(env_id, *PLACES, horizon=50)
     for taken in (env_id, "icrl/ReacherGoal-v0", "CartPole-v1"):
         with pytest.raises(ConfigError, match="registered already"):
-            register_meta_env(taken, *PLACES, horizon=50)
+            register_meta_env(taken, *PLACES, horizon=60)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +106,9 @@ def own_split(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_a_split_of_ones_own(own_split: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "anchors.json"
     split = register_split(REACHER, "mine", **own_split, anchors=path)
+    assert register_split(REACHER, "mine", **own_split, anchors=path) == split
+    with pytest.raises(ConfigError, match="'mine' already, of other tasks"):
+        register_split(REACHER, "mine", **{**own_split, "val": own_split["test"], "test": own_split["val"]})
     assert split_names(REACHER) == ("paper", "mine")
     assert default_split(REACHER) == task_split(REACHER).name == "paper"
     assert task_split(REACHER, "mine") == split
@@ -118,6 +122,10 @@ def test_a_split_of_ones_own(own_split: dict[str, Any], tmp_path: Path) -> None:
     assert has_anchors(REACHER, "mine")
     with pytest.raises(TaskError, match="the split has"):  # they are of another split
         load_anchors(REACHER, "mine", split.content_hash)
+    for damaged in ("{", '{"returns": {}}'):
+        path.write_text(damaged)
+        with pytest.raises(TaskError, match=r"anchors\.json is damaged: .*icrl-agents anchors"):
+            load_anchors(REACHER, "mine")
 
 
 @pytest.mark.parametrize(
@@ -164,6 +172,18 @@ def test_modules_that_a_variable_names_are_imported_when_a_name_is_looked_up(
         for _ in range(2):  # said every time
             with pytest.raises(ConfigError, match=f"ICRL_IMPORT names '{name}'.*{why}"):
                 resolve_env_id("reacher-goal")
+
+
+def test_the_program_that_a_variable_names_is_not_imported_once_more(tmp_path: Path) -> None:
+    program = tmp_path / "own_program.py"
+    program.write_text(
+        "from icrl_agents.envs import env_ids, register_meta_env\n"
+        f"register_meta_env('own/Once-v0', *{PLACES}, horizon=50)\n"
+        "print('own/Once-v0' in env_ids())\n"
+    )
+    environment = {**os.environ, "ICRL_IMPORT": "own_program"}
+    done = subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_functions_that_take_an_id_import_what_registers_it(tmp_path: Path) -> None:

@@ -235,7 +235,8 @@ def test_nothing_broken_is_pushed(mine: Path, make_manifest) -> None:
 
 
 def test_the_card_says_what_the_manifest_says(mine: Path) -> None:
-    card = DatasetCard(dataset_hub.dataset_card(HistoryDataset(mine).manifest))
+    card = DatasetCard(dataset_hub.dataset_card(HistoryDataset(mine).manifest, "org/mine"))
     assert "icrl-agents" in card.data.tags
     assert "4 of 20 steps, 2 a task" in card.text
+    assert 'pull_dataset("org/mine", ' in card.text
     assert "| final return of the source, mean over tasks | -3.50 |" in card.text

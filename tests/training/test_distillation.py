@@ -369,6 +369,8 @@ def test_tensorboard_files_and_the_extra_that_brings_them(data, tmp_path, monkey
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(MissingExtraError, match=r"icrl-agents\[train\]"):
         quietly(config(updates=1), data, tmp_path / "other", tensorboard=True)
+    quietly(config(updates=1), data, tmp_path / "without", tensorboard=None)
+    assert not (tmp_path / "without/tensorboard").exists()
 
 
 def test_the_callers_random_numbers_are_left_alone(data, tmp_path):

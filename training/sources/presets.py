@@ -282,7 +282,7 @@ def run_collection(
     *,
     preset: str = "laptop",
     source: str = "task-parallel",
-    task: int = 0,
+    task: int | None = None,
     jobs: int | None = None,
     steps_per_task: int | None = None,
     split: str | None = None,
@@ -299,7 +299,7 @@ def run_collection(
         directory: of the dataset.
         preset: ``"laptop"`` or ``"paper"``.
         source: one of :data:`SOURCES`.
-        task: index of the one task that an sb3 source learns.
+        task: index of the one task that an sb3 source learns; None is the first.
         jobs: let an sb3 source learn all tasks of the subset instead, so many at a time, into one dataset.
         steps_per_task: instead of the preset's.
         split: named task split; None is ``"paper"``, or an environment's own first.
@@ -311,7 +311,8 @@ def run_collection(
 
     Raises:
         UnknownNameError: no such source, or the environment has no such preset of it.
-        ConfigError: jobs for a source that has none, or a device for a source that knows only the CPU.
+        ConfigError: jobs or one task for a source that learns all in one, one task of many jobs, or a device for a
+            source that knows only the CPU.
         MissingExtraError: an sb3 source without the extra ``train``.
     """
     preset_config = collection_preset(env_id, preset, source)
@@ -324,6 +325,10 @@ def run_collection(
     if not source.startswith("sb3-"):
         if jobs is not None:
             raise ConfigError(f"jobs are processes of an sb3 source; {source} learns all tasks in one")
+        if task is not None:
+            raise ConfigError(
+                f"one task is what an sb3 source learns; {source} learns all of the subset, got task {task}"
+            )
         return collect(config, directory, engine=engine, quiet=quiet)
     if not isinstance(engine, LocalEngine):
         raise ConfigError(f"{source} learns in processes of one machine: collect it with --engine local")
@@ -334,9 +339,11 @@ def run_collection(
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from error
     options = sb3_preset(source, config, preset)
+    if jobs is not None and task is not None:
+        raise ConfigError(f"jobs learn all tasks of the subset, got task {task} beside them")
     if jobs is not None:
         return collect_sb3_tasks(source, config, directory, options, jobs=jobs, quiet=quiet)
-    return collect_sb3(source, config, directory, task, options, quiet=quiet)
+    return collect_sb3(source, config, directory, task or 0, options, quiet=quiet)
 
 
 def sb3_preset(source: str, config: CollectionConfig, preset: str) -> Mapping[str, Any]:
