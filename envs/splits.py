@@ -33,7 +33,7 @@ class TaskSplit:
         env_id: the environment's Gymnasium id.
         train: tasks to learn from.
         val: tasks to select anything on.
-        test: tasks to report on, once per published result.
+        test: tasks to report on.
         content_hash: first 16 hex digits of the SHA-256 of the three lists.
     """
 

@@ -17,6 +17,7 @@ from icrl_agents.envs.definition import MetaEnvDefinition, PhysicsState, Task
 from icrl_agents.envs.markers import add_markers, follow
 from icrl_agents.envs.models import load_model
 from icrl_agents.envs.outcome import DIVERGENCE, View, checked_actions, outcome
+from icrl_agents.envs.rows import checked_mask, one_per_row
 from icrl_agents.envs.seeds import checked_seeds
 from icrl_agents.envs.task_choice import TaskChoice
 from icrl_agents.errors import ConfigError, InputError, SimulationError, TaskError
@@ -88,7 +89,7 @@ class MetaVectorEnv(VectorEnv):
             "render_modes": ["rgb_array"],
             "render_fps": definition.render_fps,
         }
-        per_row = [task] * num_envs if tasks is None else self._one_per_row(tasks)
+        per_row = [task] * num_envs if tasks is None else one_per_row(tasks, num_envs)
         self._choices = [TaskChoice(definition, row) for row in per_row]
         self._task_vectors = np.zeros((num_envs, definition.task_vector_dim))
         self._expose_task = expose_task
@@ -151,7 +152,7 @@ class MetaVectorEnv(VectorEnv):
         Raises:
             TaskError: they do not fit the environment or are not one per row; then nothing is changed.
         """
-        checked = [None if t is None else self.definition.canonical_task(t) for t in self._one_per_row(tasks)]
+        checked = [None if t is None else self.definition.canonical_task(t) for t in one_per_row(tasks, self.num_envs)]
         for choice, task in zip(self._choices, checked, strict=True):
             if task is not None:
                 choice.set(task)
@@ -186,7 +187,9 @@ class MetaVectorEnv(VectorEnv):
                 raise TaskError("give option task for every row or tasks one per row, not both")
             given = [options["task"]] * self.num_envs
         if given is not None:
-            self.set_tasks([task if m else None for task, m in zip(self._one_per_row(given), mask, strict=True)])
+            self.set_tasks(
+                [task if m else None for task, m in zip(one_per_row(given, self.num_envs), mask, strict=True)]
+            )
         new_task = self._begin_episodes(np.flatnonzero(mask), seeds)
         self._last = self._followed = View.of(self.definition, self._state)
         return self._last.observations.copy(), {"new_task": new_task, "_new_task": mask.copy(), **self._exposed()}
@@ -325,18 +328,10 @@ class MetaVectorEnv(VectorEnv):
         if self._rngs[0] is None:
             raise gymnasium.error.ResetNeeded(f"cannot {what} before the first reset of all rows")
 
-    def _one_per_row(self, tasks: Any) -> Sequence[Any]:
-        if isinstance(tasks, Mapping) or not isinstance(tasks, Sequence) or len(tasks) != self.num_envs:
-            got = f"{len(tasks)}" if isinstance(tasks, Sequence) else f"a {type(tasks).__name__}"
-            raise TaskError(f"expected a list of {self.num_envs} tasks, one per row, got {got}")
-        return tasks
-
     def _reset_mask(self, mask: Any) -> np.ndarray:
         if mask is None:
             return self._everywhere
-        mask = np.asarray(mask)
-        if mask.shape != (self.num_envs,) or mask.dtype != bool or not mask.any():
-            raise TaskError(f"reset_mask is {self.num_envs} booleans, at least one True, got {mask!r}")
+        mask = checked_mask(mask, self.num_envs)
         if not mask.all():
             self._require_reset("reset some rows")
         return mask

@@ -240,8 +240,8 @@ class Anchors:
     """Environment steps of each oracle."""
     informed: Path | None = None
     """Dataset of a task-informed source: oracles begin from its learner, and are it where they take no steps."""
-    blind_iterations: int = 400
-    """Roll-outs of the blind policy."""
+    blind_iterations: int | None = None
+    """Roll-outs of the blind policy; default: as many as the shipped anchors took."""
     data: Path | None = None
     """Folder for the oracles' histories; default: data/ENV/oracle."""
     out: Path | None = None
@@ -257,7 +257,7 @@ class Anchors:
         """Measure and write."""
         from icrl_agents.envs import resolve_env_id, short_name
         from icrl_agents.envs.anchors import ANCHOR_NAMES, anchors_path
-        from icrl_agents.training.anchors import measure_anchors, save_anchors
+        from icrl_agents.training.anchors import BLIND_ITERATIONS, measure_anchors, save_anchors
         from icrl_agents.training.memory import keep_freed_memory
         from icrl_agents.training.sources.presets import oracle_collection
 
@@ -270,7 +270,7 @@ class Anchors:
         options = f"--split {config.split} --steps-per-task {self.steps_per_task} --seed {self.seed}"
         if self.informed is not None:
             options += f" --informed {self.informed}"
-        if self.blind_iterations != 400:
+        if self.blind_iterations is not None:
             options += f" --blind-iterations {self.blind_iterations}"
         if set(self.only) != set(ANCHOR_NAMES):
             options += f" --only {' '.join(self.only)}"
@@ -279,7 +279,12 @@ class Anchors:
         command = f"icrl-agents anchors {self.env} {options}"
         data = self.data or Path("data") / short_name(env_id) / "oracle"
         anchors = measure_anchors(
-            config, data, command, only=self.only, floor=self.floor, blind_iterations=self.blind_iterations
+            config,
+            data,
+            command,
+            only=self.only,
+            floor=self.floor,
+            blind_iterations=self.blind_iterations or BLIND_ITERATIONS,
         )
         save_anchors(anchors, out)
         for subset, returns in anchors.returns.items():

@@ -8,7 +8,7 @@ A checkpoint is a directory of up to seven files::
     evaluation.json     measured returns (optional)
     training.json       what reproduces it (optional)
     curve.png           the measured returns, drawn (optional)
-    replay.mp4          the agent at work (optional)
+    replay.mp4          a film of the agent, which you may put there (optional)
 
 Loading is strict: names, shapes and dtypes of all tensors are compared with the config before anything is
 allocated, and no file can make it run code: environments and backbones are looked up by name among those that

@@ -12,7 +12,7 @@ episode ends, can learn a task over several. The two wrap each other in either o
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gymnasium
@@ -23,6 +23,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
 from icrl_agents.envs import Task
+from icrl_agents.envs.rows import checked_mask, one_per_row
 from icrl_agents.envs.seeds import checked_seed, checked_seeds
 from icrl_agents.errors import ConfigError, TaskError
 from icrl_agents.tokens import TokenLayout
@@ -266,9 +267,7 @@ class VectorTrialWrapper(VectorWrapper):
         """
         options = dict(options or {})
         mask = options.pop("reset_mask", None)
-        mask = self._everywhere if mask is None else np.asarray(mask)
-        if mask.shape != (self.num_envs,) or mask.dtype != bool or not mask.any():
-            raise TaskError(f"reset_mask is {self.num_envs} booleans, at least one True, got {mask!r}")
+        mask = self._everywhere if mask is None else checked_mask(mask, self.num_envs)
         if options.get("tasks") is not None:
             options["tasks"] = self._one_per_row(options["tasks"])
         return self._begin_trials(mask, checked_seeds(seed, self.num_envs), options)
@@ -295,10 +294,8 @@ class VectorTrialWrapper(VectorWrapper):
 
     def _one_per_row(self, tasks: Any) -> list[dict[str, Any] | None]:
         """The tasks, checked and copied."""
-        if isinstance(tasks, Mapping) or not isinstance(tasks, Sequence) or len(tasks) != self.num_envs:
-            got = f"{len(tasks)}" if isinstance(tasks, Sequence) else f"a {type(tasks).__name__}"
-            raise TaskError(f"expected a list of {self.num_envs} tasks, one per row, got {got}")
-        return [None if task is None else _own_task(self.unwrapped, task) for task in tasks]
+        rows = one_per_row(tasks, self.num_envs)
+        return [None if task is None else _own_task(self.unwrapped, task) for task in rows]
 
     def _begin_trials(
         self, mask: np.ndarray, seeds: Sequence[int | None], options: dict[str, Any]

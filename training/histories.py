@@ -228,6 +228,9 @@ class HistoryWriter:
         Args:
             step: steps per history so far.
             tensors: named arrays or tensors, first axis the task; floats are kept as fp16 where they fit.
+
+        Raises:
+            DatasetError: another first axis, a later step has a snapshot, or the disk is full.
         """
         known = [s.step for s in (*self._manifest.progress.snapshots, *self._pending)]
         if step in known:
@@ -255,6 +258,9 @@ class HistoryWriter:
 
         Args:
             final_returns: mean return of the finished source policy, per task.
+
+        Raises:
+            DatasetError: not one finite number a task, or the disk is full.
         """
         returns = tuple(float(value) for value in final_returns)
         if len(returns) != len(self._manifest.tasks) or not np.isfinite(returns).all():
@@ -382,6 +388,9 @@ class HistoryDataset:
 
         Args:
             index: into :attr:`snapshot_steps`; -1 is the last.
+
+        Raises:
+            DatasetError: there is no such snapshot, or its file is damaged.
         """
         snapshots = self.manifest.progress.snapshots
         if not -len(snapshots) <= index < len(snapshots):

@@ -46,7 +46,11 @@ class Processes:
         return self.rank == 0
 
     def device(self, name: str) -> torch.device:
-        """What ``"auto"``, ``"cpu"`` or ``"cuda"`` is here: several processes of a machine have a GPU each."""
+        """What ``"auto"``, ``"cpu"`` or ``"cuda"`` is here: several processes of a machine have a GPU each.
+
+        Raises:
+            ConfigError: no GPU, or fewer than processes.
+        """
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
         if name != "cuda" or self.count == 1:
@@ -154,7 +158,11 @@ class Processes:
             )
 
     def give_all(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors, in place, by the first process's."""
+        """Replace tensors, in place, by the first process's.
+
+        Raises:
+            ClusterError: another of the processes was lost.
+        """
         if self.count > 1:
             with _together():
                 for tensor in tensors:

@@ -86,6 +86,7 @@ class PackedMamba:
 
         Raises:
             InputError: shapes, dtypes or devices that do not fit.
+            ConfigError: the weights cannot be packed any more, since they were moved or changed their type.
         """
         if not self.refresh():
             raise ConfigError(NOT_PACKABLE)
