@@ -1,6 +1,7 @@
 """Commands that make agents: collect histories, train on them, measure anchors, or all of it one after the other."""
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,8 @@ class Collect:
     device: str = "cpu"
     """Where task-parallel and task-informed SAC and DroQ learn, e.g. cuda."""
     steps_per_task: int | None = None
-    """Environment steps per task; default: the preset's."""
+    """Environment steps per task, of a task-informed source those of the learner of all tasks, before any specialises;
+    default: the preset's."""
     split: str | None = None
     """Named task split; default: paper, or the first of an environment of your own."""
     subset: str | None = None
@@ -265,6 +267,8 @@ class Anchors:
         env_id = resolve_env_id(self.env)
         config = oracle_collection(env_id, self.split, self.steps_per_task, self.informed, self.seed)
         out = self.out or anchors_path(env_id, config.split)
+        if out is not None and not os.access(next(p for p in out.absolute().parents if p.exists()), os.W_OK):
+            raise ConfigError(f"nothing can be written to {out.parent}: name a file with --out")
         if out is None:
             raise ConfigError(f"no file is known for anchors of {env_id} on split {config.split!r}: name it with --out")
         options = f"--split {config.split} --steps-per-task {self.steps_per_task} --seed {self.seed}"

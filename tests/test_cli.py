@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -556,6 +557,20 @@ def test_reproduce_refuses_a_run_of_the_former_recipe_at_once(
     assert "reacher-goal-mamba holds a run that is not one of fine-tuning" in refused("reproduce", "reacher-goal")
     assert not (tmp_path / "data").exists()
     assert updates == [1, 2]
+
+
+@pytest.mark.usefixtures("tiny_presets")
+def test_reproduce_refuses_before_it_collects(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "unknown backbone 'mamb'" in refused("reproduce", "reacher-goal", "--backbone", "mamb")
+    if not torch.cuda.is_available():
+        assert "no GPU" in refused("reproduce", "reacher-goal", "--device", "cuda")
+    out = tmp_path / "runs/reacher-goal-mamba"
+    out.mkdir(parents=True)
+    (out / "config.json").write_text("{}")
+    assert "holds a checkpoint" in refused("reproduce", "reacher-goal")
+    (out / "run.json").write_text("{}")
+    assert "holds a run, and its dataset is not in data/reacher-goal" in refused("reproduce", "reacher-goal")
+    assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.usefixtures("short_evaluation")

@@ -23,6 +23,7 @@ from icrl_agents.training.collection import (
     make_rows,
 )
 from icrl_agents.training.histories import HistoryDataset
+from icrl_agents.training.lock import writing
 from icrl_agents.training.sources.policies import SnapshotPolicies, snapshot_by_task
 from icrl_agents.training.sources.ppo import TaskParallelPPO
 from icrl_agents.training.sources.rollouts import RolloutCollector
@@ -86,13 +87,13 @@ def measure_anchors(
         "random": lambda obs: rng.uniform(low, high, (*obs.shape[:2], len(low))),
     }
     acting = {name: act for name, act in acting.items() if name in only}
+    if "oracle" in only:  # first: it may be refused
+        acting["oracle"] = _oracle(config, directory, tasks, low, high, quiet)
     if "blind" in only:
         acting["blind"] = train_blind(config, blind_iterations, quiet=quiet)
-    if "oracle" in only:
-        acting["oracle"] = _oracle(config, directory, tasks, low, high, quiet)
     returns = {
         name: evaluate_policies(act, env_id, tasks, seed, privileged=config.privileged and name == "oracle").mean(1)
-        for name, act in acting.items()
+        for name, act in ((name, acting[name]) for name in ANCHOR_NAMES if name in acting)
     }
     val = slice(0, len(split.val))
     details: dict[str, Any] = {"episodes_per_task": EVALUATION_EPISODES, "seed": seed}
@@ -100,7 +101,8 @@ def measure_anchors(
         assert floor is not None
         details["floor"] = floor
         if returns["oracle"].min() < floor:
-            raise DatasetError(f"an oracle reached only {returns['oracle'].min():.2f}, below {floor}: train it longer")
+            reached = f"{returns['oracle'].min():.2f}"
+            raise DatasetError(f"an oracle reached only {reached}, below {floor}: train it longer, in another folder")
         if config.privileged:
             details["privileged"] = "the oracle sees what the environment calls so"
         details["oracle"] = (
@@ -192,5 +194,10 @@ def train_blind(config: CollectionConfig, iterations: int, *, quiet: bool = Fals
 
 
 def save_anchors(anchors: Anchors, path: Path) -> None:
-    """Write as the JSON that :func:`icrl_agents.envs.load_anchors` reads."""
-    write_text_atomically(path, json.dumps(asdict(anchors), indent=1) + "\n")
+    """Write as the JSON that :func:`icrl_agents.envs.load_anchors` reads.
+
+    Raises:
+        DatasetError: nothing can be written there.
+    """
+    with writing(path.parent):
+        write_text_atomically(path, json.dumps(asdict(anchors), indent=1) + "\n")

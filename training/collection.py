@@ -464,7 +464,14 @@ def collection_manifest(config: CollectionConfig) -> Manifest:
 
 
 def tasks_of_subset(split: TaskSplit, subset: str, seed: int) -> tuple[Task, ...]:
-    """What ``"train+sampled:140"`` means, see :class:`CollectionConfig`."""
+    """What ``"train+sampled:140"`` means, see :class:`CollectionConfig`.
+
+    Raises:
+        UnknownNameError: no such part.
+        ConfigError: tasks are sampled twice, or the distribution has not so many that the split does not hold out.
+    """
+    if subset.count("sampled:") > 1:
+        raise ConfigError(f"tasks are sampled once, all together, got {subset!r}")
     return tuple(task for part in subset.split("+") for task in _tasks_of(part, split, seed))
 
 
@@ -475,7 +482,16 @@ def _tasks_of(part: str, split: TaskSplit, seed: int) -> Sequence[Task]:
         return split.subset(part)
     if not count.isdecimal() or int(count) < 1:
         raise ConfigError(f"more tasks of the distribution are 'sampled:N', N at least 1, got {part!r}")
-    return env_definition(split.env_id).sample_tasks(int(count), np.random.SeedSequence([seed, SAMPLED]))
+    wanted, held_out = int(count), [*split.val, *split.test]
+    stream = np.random.SeedSequence([seed, SAMPLED])
+    drawn = env_definition(split.env_id).sample_tasks(2 * wanted + 100, stream)  # the first are those of fewer draws
+    kept = [task for task in drawn if task not in held_out][:wanted]
+    if len(kept) < wanted:
+        raise ConfigError(
+            f"{len(drawn)} tasks drawn from the distribution of {split.env_id} gave {len(kept)} that split "
+            f"{split.name!r} does not hold out for validation and test; expected {wanted}"
+        )
+    return kept
 
 
 def check_collection(config: CollectionConfig) -> None:
@@ -489,6 +505,11 @@ def check_collection(config: CollectionConfig) -> None:
     if config.specialise_steps_per_task:
         if not config.task_informed or config.specialise is None or config.sac is not None:
             raise ConfigError("learners specialise from one task-informed PPO, by hyper-parameters of their own")
+        if config.specialise.hidden != config.ppo.hidden:
+            raise ConfigError(
+                f"a specialised learner's networks are as wide as the informed one's {config.ppo.hidden}, "
+                f"got {config.specialise.hidden}"
+            )
         if config.specialise.n_steps != config.ppo.n_steps:
             raise ConfigError(
                 f"a specialised learner's roll-outs have as many steps as the informed one's {config.ppo.n_steps}, "
@@ -500,9 +521,20 @@ def check_collection(config: CollectionConfig) -> None:
         if not env_definition(config.env_id).privileged_dim:
             raise ConfigError(f"{config.env_id} calls nothing privileged: its task says all that observations hide")
     if config.informed is not None:
-        saw = HistoryDataset(config.informed).manifest.hyperparameters.get("privileged", False)
-        if saw != config.privileged:
-            raise ConfigError(f"the learner of {config.informed} had privileged={saw}, this has {config.privileged}")
+        began = HistoryDataset(config.informed).manifest
+        known, here = (
+            {"environment": env_id, "privileged": privileged, "hidden": list(hidden)}
+            for env_id, privileged, hidden in (
+                (
+                    began.env_id,
+                    began.hyperparameters.get("privileged", False),
+                    began.hyperparameters.get("hidden", config.ppo.hidden),
+                ),
+                (config.env_id, config.privileged, config.ppo.hidden),
+            )
+        )
+        if known != here:
+            raise ConfigError(f"the learner of {config.informed} had {known}, this has {here}")
     check_amount(config)
 
 

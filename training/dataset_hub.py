@@ -4,6 +4,7 @@ What the manifest names is pushed, with a card; what is pulled is compared with 
 manifest itself is put in its place, so a directory becomes a dataset when all of it has arrived whole.
 """
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -31,7 +32,8 @@ def push_dataset(
     """Upload a dataset.
 
     Args:
-        directory: of the dataset; read and verified first, so that nothing broken is published.
+        directory: of the dataset; read and verified first, so that nothing broken is published. A ``README.md`` of
+            yours there is its card.
         repo_id: ``"org/name"``; made if need be. What it held before is replaced.
         private: make it private, if it is made.
         revision: branch to upload to, made if need be; default: main.
@@ -46,7 +48,10 @@ def push_dataset(
     directory = Path(directory)
     dataset = HistoryDataset(directory)
     dataset.verify()
-    write_text_atomically(directory / CARD_FILE, dataset_card(dataset.manifest, repo_id))
+    card = dataset_card(dataset.manifest, repo_id)
+    here = directory / CARD_FILE
+    if not here.exists() or _of_any(here.read_text(encoding="utf-8")) == _of_any(card):
+        write_text_atomically(here, card)
     from huggingface_hub import HfApi  # half a second that only those pay who push or pull
 
     api = HfApi(token=token)
@@ -101,6 +106,9 @@ def pull_dataset(
             if load_manifest(directory).digest() != manifest.digest():
                 raise DatasetError(f"{directory} holds another dataset; choose another directory")
         else:
+            theirs = [file for file in _files(manifest) if (directory / file).exists()]
+            if theirs and not (directory / ".cache/huggingface/download").is_dir():  # no download that was interrupted
+                raise DatasetError(f"{directory} holds {theirs[0]} and is no dataset; choose another directory")
             with _asking_the_hub(f"{repo_id!r}{at} could not be downloaded from the Hub"):
                 snapshot_download(
                     repo_id,
@@ -165,6 +173,11 @@ dataset = pull_dataset("{repo_id}", "data/histories")  # compares every file wit
 history = dataset.history(0)  # observations, actions, rewards, ... of whole episodes
 ```
 """
+
+
+def _of_any(card: str) -> str:
+    """A card without the name of its repository."""
+    return re.sub(r'pull_dataset\("[^"]*"', "pull_dataset(", card)
 
 
 def _files(manifest: Manifest) -> list[str]:

@@ -141,6 +141,8 @@ class DistillationConfig:
             raise ConfigError("muon_learning_rate: AdamW, which has the other weights, needs a learning_rate as well")
         if self.seed < 0:
             raise ConfigError(f"seed: expected at least 0, got {self.seed}")
+        if self.val_episodes < 0:
+            raise ConfigError(f"val_episodes: expected at least 0, got {self.val_episodes}")
         if not 0 <= self.val_fraction < 1:
             raise ConfigError(f"val_fraction: expected at least 0 and less than 1, got {self.val_fraction}")
         check_literals(self)
@@ -335,6 +337,7 @@ class _Run:
                 last = update == self._config.updates
                 if log is not None and (last or update % self._config.validate_every == 0):
                     self._select(log)
+                    saved_at = -math.inf  # what was chosen and what is known of it go together
                 stopping = self._processes.any(bool(interrupted))
                 if last or stopping or time.monotonic() - saved_at > SAVE_SECONDS:
                     self._save()

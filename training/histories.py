@@ -98,6 +98,10 @@ class History:
         return sums[self.episode_ends] - sums[self.episode_starts]
 
 
+_OWN = ("shards/*.safetensors", "snapshots/*.safetensors", "state-*.safetensors", LEARNER_FILE)
+"""Files of a dataset, beside the manifest, which is there before any of them."""
+
+
 class HistoryWriter:
     """Writes a dataset, interval by interval. Use :meth:`create_or_resume`; close it or use it in ``with``.
 
@@ -227,7 +231,8 @@ class HistoryWriter:
 
         Args:
             step: steps per history so far.
-            tensors: named arrays or tensors, first axis the task; floats are kept as fp16 where they fit.
+            tensors: named arrays or tensors, first axis the task; floats are kept as fp16 where they fit, but for those
+                whose names begin with ``observation_``.
 
         Raises:
             DatasetError: another first axis, a later step has a snapshot, or the disk is full.
@@ -237,7 +242,11 @@ class HistoryWriter:
             return
         if known and step < max(known):
             raise DatasetError(f"snapshot of step {step} comes after the one of step {max(known)}")
-        arrays = {name: as_half(array) for name, array in as_arrays(tensors).items()}
+        arrays = {
+            # what observations are divided by may be tiny: their mean has to be exact
+            name: array if name.startswith("observation_") else as_half(array)
+            for name, array in as_arrays(tensors).items()
+        }
         tasks = len(self._manifest.tasks)
         for name, array in arrays.items():
             if array.shape[:1] != (tasks,):
@@ -302,7 +311,7 @@ class HistoryWriter:
         """Delete what a kill left: files of ours that the manifest does not name."""
         progress = self._manifest.progress
         named = {entry.file for entry in progress.files} | {progress.state}
-        for pattern in ("shards/*.safetensors", "snapshots/*.safetensors", "state-*.safetensors", LEARNER_FILE):
+        for pattern in _OWN:
             for path in self._directory.glob(pattern):
                 if path.relative_to(self._directory).as_posix() not in named:
                     path.unlink()
@@ -448,8 +457,9 @@ class HistoryDataset:
 def _begin(directory: Path, manifest: Manifest) -> Manifest:
     """The manifest to go on from: the one on disk if it is of the same collection, else a new one."""
     if not (directory / MANIFEST_FILE).exists():
-        if any((directory / "shards").glob("*.safetensors")):
-            raise DatasetError(f"{directory} holds shards but no manifest.json; choose another directory")
+        theirs = next((path for pattern in _OWN for path in directory.glob(pattern)), None)
+        if theirs is not None:
+            raise DatasetError(f"{directory} holds {theirs.name} but no manifest.json; choose another directory")
         fresh = dataclasses.replace(manifest, progress=Progress())
         with writing(directory):
             save_manifest(directory, fresh)

@@ -1,5 +1,6 @@
 """Directories that one process at a time writes in, and what becomes of it when the disk refuses."""
 
+import errno
 import fcntl
 import os
 import re
@@ -40,7 +41,10 @@ class DirectoryLock:
             self._handle: int | None = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                os.close(self._handle)
+                raise DatasetError(f"{directory} cannot be locked, on a file system without locks: {error}") from None
             holder = os.pread(self._handle, 200, 0).decode(errors="replace")
             os.close(self._handle)
             raise DatasetError(

@@ -17,14 +17,17 @@ from icrl_agents.config import Head
 from icrl_agents.envs import env_definition, resolve_env_id, short_name
 from icrl_agents.errors import ConfigError
 from icrl_agents.evaluation import evaluate
-from icrl_agents.hub import load_checkpoint, resolve, save_checkpoint
+from icrl_agents.hub import CONFIG_FILE, load_checkpoint, require_free, resolve, save_checkpoint
 from icrl_agents.plots import plot_results
 from icrl_agents.training.collection import make_rows
 from icrl_agents.training.distillation import TrainingResult, train
 from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.lock import writing
+from icrl_agents.training.manifest import MANIFEST_FILE
+from icrl_agents.training.parallel import Processes
 from icrl_agents.training.presets import Method, distillation_preset, is_finetuned, reinforcement_preset
 from icrl_agents.training.reinforcement import ReinforcementResult, finetune, require_finetuning
+from icrl_agents.training.run_state import IDENTITY_FILE
 from icrl_agents.training.sources.policies import SnapshotPolicies, sees_privileged
 from icrl_agents.training.sources.presets import run_collection
 
@@ -75,6 +78,10 @@ def reproduce(
 
     Returns:
         Seconds that each part took, over all runs of this command: ``collect, train, (finetune,) evaluate``.
+
+    Raises:
+        UnknownNameError: no such environment, preset, backbone or method.
+        ConfigError: no such device, or a folder that holds what this would not go on with.
     """
     env_id = resolve_env_id(env)
     short = short_name(env_id)
@@ -84,8 +91,12 @@ def reproduce(
     checkpoint = out / name
     finetuned = method == "on-policy" and head == "deterministic" and is_finetuned(env_id, preset)
     distilled = out / f"{name}-distilled" if finetuned else checkpoint
+    # What can be known is known before hours of work
+    distillation_preset(env_id, preset, backbone, method)
+    Processes().device(device)
     if finetuned:
-        require_finetuning(checkpoint)  # before hours of work
+        require_finetuning(checkpoint)
+    _require_its_run(distilled, histories)
 
     def collecting() -> None:
         run_collection(env_id, histories, preset=preset, source=source, seed=seed, quiet=quiet)
@@ -118,6 +129,16 @@ def reproduce(
         )
     times["evaluate"] = _timed(checkpoint, "evaluate", lambda: evaluate_checkpoint(checkpoint))
     return times
+
+
+def _require_its_run(distilled: Path, histories: Path) -> None:
+    """Raise where a folder holds what training from these histories could not go on with."""
+    if not (distilled / IDENTITY_FILE).is_file():
+        if (distilled / CONFIG_FILE).exists():
+            raise ConfigError(f"{distilled} holds a checkpoint; choose another directory")
+        require_free(distilled)
+    elif not (histories / MANIFEST_FILE).is_file():
+        raise ConfigError(f"{distilled} holds a run, and its dataset is not in {histories}; choose another directory")
 
 
 def agent_name(env: str, backbone: str, method: Method, head: Head, mask_rewards: bool) -> str:

@@ -272,6 +272,12 @@ def _check(agent: AgentConfig, config: ReinforcementConfig) -> None:
             f"{agent.name} was made on split {agent.split!r}, the run is of {config.split!r}, whose other tasks it may "
             "have seen"
         )
+    content = task_split(config.env_id, config.split).content_hash
+    if agent.split_hash != content:
+        raise ConfigError(
+            f"{agent.name} was made on split {config.split!r} with content {agent.split_hash}, which is {content} now: "
+            "it may have seen tasks that are held out"
+        )
     if agent.model.head != "deterministic":
         raise ConfigError(f"{agent.name} samples its actions; fine-tuning is for agents of a deterministic head")
 
@@ -348,6 +354,8 @@ class _Run:
                     if done == self._config.rounds or done % self._config.validate_every == 0:
                         self._select(log)
                 except CheckpointError as error:  # actions or weights that are not finite
+                    if "finite" not in str(error):
+                        raise
                     raise self._diverged(number, str(error)) from error
                 self._save()
                 if interrupted and done < self._config.rounds:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from icrl_agents.envs import task_split
+from icrl_agents.envs import env_definition, task_split
 from icrl_agents.errors import ConfigError, DatasetError, TaskError, UnknownNameError
-from icrl_agents.training.collection import CollectionConfig, collect, collection_manifest
+from icrl_agents.training.collection import CollectionConfig, collect, collection_manifest, tasks_of_subset
 from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.sources.policies import SnapshotPolicies, snapshot_by_task
 from icrl_agents.training.sources.ppo import PPOConfig, TaskParallelPPO
@@ -251,3 +251,32 @@ def test_the_learner_of_one_dataset_is_specialised_in_another(specialised: Histo
         collect(replace(config, task_informed=False), tmp_path / "no", quiet=True)
     with pytest.raises(ConfigError, match="as many steps as the informed one's 50, got 70"):
         collect(replace(config, specialise=replace(SPECIAL.ppo, n_steps=70)), tmp_path / "no", quiet=True)
+    wide = replace(SPECIAL.ppo, hidden=(9,))
+    with pytest.raises(ConfigError, match=r"as wide as the informed one's .* got \(9,\)"):
+        collect(replace(config, specialise=wide), tmp_path / "no", quiet=True)
+    with pytest.raises(ConfigError, match=r"'hidden': \[9\]"):
+        collect(replace(config, ppo=wide, specialise=wide), tmp_path / "no", quiet=True)
+    assert not (tmp_path / "no").exists()
+
+
+def test_one_task_is_specialised_as_well(tmp_path: Path) -> None:
+    config = replace(SPECIAL, subset="sampled:1")
+    dataset = collect(config, tmp_path, quiet=True)
+    first, last = dataset.snapshot(0), dataset.snapshot()
+    assert last["weight_0"].shape == first["weight_0"].shape
+    assert np.isfinite(dataset.manifest.progress.final_returns).all()
+
+
+def test_sampled_tasks_are_none_that_are_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there are few different tasks."""
+    split = task_split(ENV_ID)
+    few = [*split.val[:2], *split.train[:3]]
+    monkeypatch.setattr(type(env_definition(ENV_ID)), "sample_task", lambda self, rng: few[int(rng.integers(len(few)))])
+    tasks = tasks_of_subset(split, "train+sampled:9", seed=0)
+    assert len(tasks) == 70 + 9
+    assert not any(task in split.val for task in tasks)
+    del few[2:]
+    with pytest.raises(ConfigError, match=r"gave 0 that split 'paper' does not hold out .* expected 9"):
+        tasks_of_subset(split, "sampled:9", seed=0)
+    with pytest.raises(ConfigError, match="sampled once"):
+        tasks_of_subset(split, "sampled:5+sampled:5", seed=0)

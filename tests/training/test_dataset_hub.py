@@ -234,6 +234,20 @@ def test_nothing_broken_is_pushed(mine: Path, make_manifest) -> None:
         dataset_hub.push_dataset(mine, "org/data")
 
 
+@pytest.mark.usefixtures("server")
+def test_nobodys_own_files_are_replaced(server, mine: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (mine / "README.md").write_text("A card of my own.\n")
+    client(server, home, f"push_dataset({str(mine)!r}, 'org/data')")
+    assert (mine / "README.md").read_text() == "A card of my own.\n"
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "README.md").write_text("Of my project.\n")
+    said = client(server, home, f"print(attempt(pull_dataset, 'org/data', {str(project)!r}))")
+    assert "holds README.md and is no dataset" in said
+    assert (project / "README.md").read_text() == "Of my project.\n"
+
+
 def test_the_card_says_what_the_manifest_says(mine: Path) -> None:
     card = DatasetCard(dataset_hub.dataset_card(HistoryDataset(mine).manifest, "org/mine"))
     assert "icrl-agents" in card.data.tags

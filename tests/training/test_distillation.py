@@ -346,6 +346,7 @@ def test_divergence_is_an_error_that_says_what_to_do(data, tmp_path):
     "change",
     [
         {"updates": 0},
+        {"val_episodes": -1},
         {"val_fraction": 1.0},
         {"betas": (0.9,)},
         {"keep_every": 0},

@@ -1,10 +1,12 @@
 import dataclasses
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,6 +220,35 @@ def test_shards_without_a_manifest_are_not_deleted(tmp_path, make_dataset, make_
     with pytest.raises(DatasetError, match=r"no manifest\.json"):
         HistoryWriter.create_or_resume(tmp_path, make_manifest())
     assert (tmp_path / "shards/00000.safetensors").exists()
+
+
+@pytest.mark.parametrize("file", ["snapshots/best.safetensors", "learner.safetensors", "state-1.safetensors"])
+def test_files_of_another_project_are_not_deleted(tmp_path, make_manifest, file):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("mine")
+    with pytest.raises(DatasetError, match=rf"holds {Path(file).name} but no manifest\.json"):
+        HistoryWriter.create_or_resume(tmp_path, make_manifest())
+    assert (tmp_path / file).read_text() == "mine"
+
+
+def test_what_observations_are_normalized_by_is_exact(tmp_path, make_manifest, make_regular):
+    mean = np.float32([[0.7001, 1.0], [2.0, 3.0]])
+    with HistoryWriter.create_or_resume(tmp_path, make_manifest()) as writer:
+        writer.save_snapshot(10, {"observation_mean": mean, "weight": mean})
+        writer.append(make_regular(make_manifest(), 2), {})
+        writer.finish([0.0, 0.0])
+    snapshot = HistoryDataset(tmp_path).snapshot()
+    np.testing.assert_array_equal(snapshot["observation_mean"], mean)
+    assert 0 < abs(snapshot["weight"] - mean).max() < 1e-3
+
+
+def test_a_file_system_without_locks_is_told_from_another_process(tmp_path, make_manifest, monkeypatch):
+    def flock(handle, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("icrl_agents.training.lock.fcntl.flock", flock)
+    with pytest.raises(DatasetError, match=r"on a file system without locks: .* not implemented"):
+        HistoryWriter.create_or_resume(tmp_path, make_manifest())
 
 
 def test_one_writer_at_a_time(tmp_path, make_manifest):

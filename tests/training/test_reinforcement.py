@@ -495,6 +495,9 @@ def test_agents_that_cannot_be_fine_tuned(
     save_checkpoint(tmp_path / "pearl", model, dataclasses.replace(agent, split="pearl"))
     with pytest.raises(ConfigError, match="made on split 'pearl', the run is of 'paper'"):
         quietly(tmp_path / "pearl", tmp_path / "run")
+    save_checkpoint(tmp_path / "older", model, dataclasses.replace(agent, split_hash="0123456789abcdef"))
+    with pytest.raises(ConfigError, match="with content 0123456789abcdef, which is 3f0e8bc336c5e3a1 now"):
+        quietly(tmp_path / "older", tmp_path / "run")
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="no GPU"):
             finetune(TINY, mamba, tmp_path / "run", device="cuda")

@@ -69,6 +69,7 @@ class OnPolicySource:
     def specialise(self, config: PPOConfig, seeds: Sequence[int], iterations: int) -> None:
         """Let the one learner become one a task, see :meth:`TaskParallelPPO.specialised`."""
         self.learner = self.learner.specialised(config, self._tasks, seeds, iterations)
+        self._informed = False
         before = self._collector
         self._collector = RolloutCollector(self._env, self.learner, before.observations, privileged=before.privileged)
 
