@@ -39,7 +39,7 @@ def _is_main(name: str) -> bool:
     """Whether the program that runs is that module: it has registered what it has, under another name."""
     try:
         spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
+    except Exception:  # its own error, which importing it tells
         return False
     running = getattr(sys.modules["__main__"], "__file__", None)
     return bool(spec and spec.origin and running) and Path(spec.origin).resolve() == Path(running).resolve()

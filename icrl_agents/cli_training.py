@@ -288,7 +288,7 @@ class Anchors:
             command,
             only=self.only,
             floor=self.floor,
-            blind_iterations=self.blind_iterations or BLIND_ITERATIONS,
+            blind_iterations=BLIND_ITERATIONS if self.blind_iterations is None else self.blind_iterations,
         )
         save_anchors(anchors, out)
         for subset, returns in anchors.returns.items():
