@@ -42,4 +42,6 @@ def _is_main(name: str) -> bool:
     except Exception:  # its own error, which importing it tells
         return False
     running = getattr(sys.modules["__main__"], "__file__", None)
-    return bool(spec and spec.origin and running) and Path(spec.origin).resolve() == Path(running).resolve()
+    if spec is None or spec.origin is None or running is None:
+        return False
+    return Path(spec.origin).resolve() == Path(running).resolve()
