@@ -47,8 +47,7 @@ names, console = [result.agent for result in results], Console(width=110)
 table = Table("", *names, title=f"{len(finals[0])} unseen tasks")
 for key in ("first_return", "final_return", "final_normalized"):
     table.add_row(key.replace("_", " "), *(f"{result.summary[key]['mean']:.2f}" for result in results))
-reached = [str(result.summary["episodes_to_90_percent_of_gain"] or "-") for result in results]
-table.add_row("episodes to 90 % of the gain", *reached)
+table.add_row("90 % of the gain in", *(str(r.summary["episodes_to_90_percent_of_gain"] or "-") for r in results))
 inside = [np.mean(r.first_episode, 0) for r in results]  # reward per step inside episode 1, [H] each
 for step in range(0, len(inside[0]), max(1, len(inside[0]) // 4)):
     table.add_row(f"episode 1, reward of step {step + 1}", *(f"{rewards[step]:.3f}" for rewards in inside))
