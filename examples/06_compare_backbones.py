@@ -47,7 +47,8 @@ names, console = [result.agent for result in results], Console(width=110)
 table = Table("", *names, title=f"{len(finals[0])} unseen tasks")
 for key in ("first_return", "final_return", "final_normalized"):
     table.add_row(key.replace("_", " "), *(f"{result.summary[key]['mean']:.2f}" for result in results))
-table.add_row("90 % of the gain in", *(str(r.summary["episodes_to_90_percent_of_gain"] or "-") for r in results))
+reached = [result.summary["episodes_to_90_percent_of_gain"] for result in results]
+table.add_row("episodes to 90 % of the gain", *(str(episode or "-") for episode in reached))
 inside = [np.mean(r.first_episode, 0) for r in results]  # reward per step inside episode 1, [H] each
 for step in range(0, len(inside[0]), max(1, len(inside[0]) // 4)):
     table.add_row(f"episode 1, reward of step {step + 1}", *(f"{rewards[step]:.3f}" for rewards in inside))
@@ -62,8 +63,7 @@ costs = [cost(agent) for agent in agents]
 for row, lived in enumerate(arguments.lived):
     table.add_row(f"step after {lived} steps, us", *(f"{of[row]:.0f}" for of in costs))
 table.add_row("memory of a task, bytes", *(str(carry_bytes(a.model.backbone.initial_carry(1))) for a in agents))
-console.print(table)
-console.print(f"{names[0]} minus {names[1]}, normalized, paired by task: {paired_difference(*results)}")
+console.print(table, f"{names[0]} minus {names[1]}, normalized, paired by task: {paired_difference(*results)}")
 console.print(f"Wilcoxon's signed-rank test of the last episodes: p = {wilcoxon(*finals).pvalue:.3f}")
 panels = (figure := Figure(figsize=(13, 3.6), layout="constrained", dpi=130)).subplots(1, 4)
 for result, final, reward, of in zip(results, finals, inside, costs, strict=True):
