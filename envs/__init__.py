@@ -164,9 +164,11 @@ def register_split(
 ) -> TaskSplit:
     """Give an environment a split of your own: what is trained on, selected on, and reported on.
 
+    Once more the same, as a notebook's cell may do, changes nothing but the file of the anchors.
+
     Args:
         env_id: a registered id.
-        name: not taken yet; the first one of an environment of your own is its default.
+        name: the first one of an environment of your own is its default.
         train: tasks to learn from.
         val: tasks to select on.
         test: tasks to report on.
@@ -175,7 +177,7 @@ def register_split(
 
     Raises:
         UnknownNameError: no such environment.
-        ConfigError: a name that is taken or no word.
+        ConfigError: a name that is taken, by a split of other tasks, or no word.
         TaskError: a part without tasks, a task that does not fit the environment, or one in two parts.
     """
     split = register_split_of(env_definition(env_id), name, train, val, test)

@@ -25,9 +25,11 @@ def import_own_modules() -> None:
         ConfigError: one cannot be imported; its own error is the cause.
     """
     for name in (part.strip() for part in os.environ.get(VARIABLE, "").split(",")):
-        if not name or name in _imported or _is_main(name):
+        if not name or name in _imported:
             continue
         _imported.add(name)  # before it: while it is imported it may look names up
+        if _is_main(name):
+            continue
         try:
             importlib.import_module(name)
         except Exception as error:

@@ -34,7 +34,13 @@ from icrl_agents.envs import env_ids
 from icrl_agents.envs.own_modules import ADVICE
 from icrl_agents.envs.seeds import checked_seed
 from icrl_agents.episodes import EpisodeRecord, OnEpisode, run_in_one, run_in_rows
-from icrl_agents.errors import CallOrderError, CheckpointError, ConfigError, InputError, UnknownNameError
+from icrl_agents.errors import (
+    CallOrderError,
+    ConfigError,
+    InputError,
+    NotFiniteError,
+    UnknownNameError,
+)
 from icrl_agents.kernels import forced_kernel
 from icrl_agents.model import ActionPrediction, InContextModel
 from icrl_agents.provenance import warn_of_differences
@@ -143,8 +149,8 @@ class InContextAgent:
         Over another checkpoint, what was said of that one's weights is deleted.
 
         Raises:
-            CheckpointError: weights that could not be loaded again, or the directory holds no checkpoint, but files of
-                a checkpoint's names.
+            CheckpointError: weights that could not be loaded again.
+            ConfigError: the directory holds no checkpoint, but files of a checkpoint's names.
         """
         hub.save_checkpoint(directory, self.model, self.config)
 
@@ -244,7 +250,7 @@ class InContextAgent:
         Raises:
             CallOrderError: the last action's reward was not observed.
             InputError: another shape, no real numbers, or not finite.
-            CheckpointError: the action is not finite, because of such weights; only :meth:`reset` helps.
+            NotFiniteError: the action is, because of such weights; only :meth:`reset` helps.
         """
         state = self._state
         if state.acted:
@@ -318,7 +324,8 @@ class InContextAgent:
 
         Args:
             mask: bool ``[B]``.
-            abandon: whatever the last action brought is lost, of an interrupted program say: go on without it.
+            abandon: whatever the last action brought is lost, of an interrupted program say: go on without it. The
+                agent has decided on it, so that what came before it is read once more with the next observation.
 
         Raises:
             CallOrderError: the last action's reward was not observed.
@@ -556,7 +563,7 @@ class InContextAgent:
             mean = mean + prediction.log_std.float().cpu().exp() * noise
         action = mean.numpy()
         if not np.isfinite(action).all():
-            raise CheckpointError(
+            raise NotFiniteError(
                 f"the weights of agent {self.config.name!r} gave an action that is not finite: {action.tolist()}"
             )
         return np.clip(action, self._low, self._high)

@@ -195,11 +195,18 @@ class Compare:
         }
         first = next(iter(loaded.values()))
         split = self.split or (first.split if isinstance(first, EvalResult) else split_for(first))
+        stored = {name: given for name, given in loaded.items() if isinstance(given, EvalResult)}
+        for name, result in stored.items():
+            lived = len(result.returns[0])
+            if result.split != split:
+                raise InputError(f"{name} is of split {result.split!r}, the comparison of {split!r}")
+            if len(stored) < len(loaded) and lived != self.episodes:
+                raise InputError(
+                    f"{name} lived {lived} episodes, the comparison is of {self.episodes}: give --episodes"
+                )
         results = []
         for name, given in loaded.items():
             if isinstance(given, EvalResult):
-                if given.split != split:
-                    raise InputError(f"{name} is of split {given.split!r}, the comparison of {split!r}")
                 results.append(given)
                 continue
             with console.status(Text(f"evaluating {name}")):

@@ -317,7 +317,7 @@ class Reproduce:
     mask_rewards: bool = False
     """The control agent, which never sees a reward."""
     device: str = "auto"
-    """Where to train, e.g. cpu or cuda; auto is the GPU if there is one."""
+    """Where to train and evaluate, e.g. cpu or cuda; auto is the GPU if there is one."""
     seed: int = 0
     """Of everything."""
     data: Path = Path("data")

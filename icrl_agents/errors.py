@@ -9,6 +9,7 @@ IcrlError
 ├── CallOrderError        (RuntimeError) agent methods called in an order that has no meaning
 ├── ContextOverrunError   (RuntimeError) more steps than a backbone with absolute positions can hold
 ├── CheckpointError       (ValueError)   weights or files that are missing, damaged or do not fit their config
+│   └── NotFiniteError    (ValueError)   weights, or actions that they gave, that are not finite
 ├── DatasetError          (ValueError)   learning histories that are missing, damaged, locked or of another env
 ├── SimulationError       (RuntimeError) the physics engine reported a failure
 ├── ClusterError          (ConnectionError) processes or machines that work together cannot be reached, or were lost
@@ -75,6 +76,10 @@ class ContextOverrunError(IcrlError, RuntimeError):
 
 class CheckpointError(IcrlError, ValueError):
     """A checkpoint is missing, damaged, or its weights do not fit its config."""
+
+
+class NotFiniteError(CheckpointError):
+    """Weights, or actions that they gave, are not finite."""
 
 
 class DatasetError(IcrlError, ValueError):

@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save
 from icrl_agents.atomic import write_atomically, write_text_atomically
 from icrl_agents.backbones import carry_bytes
 from icrl_agents.config import AgentConfig, ModelConfig, from_dict, load_json, to_dict
-from icrl_agents.errors import CheckpointError, ConfigError, IcrlError, InputError, UnknownNameError
+from icrl_agents.errors import CheckpointError, ConfigError, IcrlError, InputError, NotFiniteError, UnknownNameError
 from icrl_agents.model import InContextModel
 from icrl_agents.model_card import model_card, quoted
 
@@ -219,9 +219,9 @@ def save_checkpoint(
         card: text of ``README.md``; default: :func:`~icrl_agents.model_card.model_card`.
 
     Raises:
-        ConfigError: ``model`` was not built from ``config.model``.
-        CheckpointError: weights that could not be loaded again; a file that stays is damaged; or the directory holds
-            no checkpoint, but files of a checkpoint's names.
+        ConfigError: ``model`` was not built from ``config.model``, or the directory holds no checkpoint, but files of a
+            checkpoint's names.
+        CheckpointError: weights that could not be loaded again, or a file that stays is damaged.
     """
     directory = Path(directory)
     if to_dict(model.config) != to_dict(config.model):
@@ -237,7 +237,7 @@ def save_checkpoint(
         require_free(directory)
         for file in (CURVE_FILE, REPLAY_FILE) if evaluation is None else ():  # else drawn for these weights
             if (directory / file).exists():
-                raise CheckpointError(f"{directory} holds {file}, of what no evaluation was given: choose another one")
+                raise ConfigError(f"{directory} holds {file}, and no checkpoint; choose another directory")
     else:  # before the weights, so that no kill leaves the new ones beside what was said of the old ones
         for file in (CARD_FILE, EVALUATION_FILE, TRAINING_FILE, CURVE_FILE, REPLAY_FILE):
             (directory / file).unlink(missing_ok=True)
@@ -296,11 +296,11 @@ def require_free(directory: Path) -> None:
     """Raise where a directory without a checkpoint holds what saving one there would replace.
 
     Raises:
-        CheckpointError: it does.
+        ConfigError: it does.
     """
     theirs = [file for file in (CARD_FILE, CONFIG_FILE, EVALUATION_FILE, TRAINING_FILE) if (directory / file).exists()]
     if theirs and not (directory / WEIGHTS_FILE).exists():
-        raise CheckpointError(f"{directory} holds {', '.join(theirs)}, and no checkpoint: choose another directory")
+        raise ConfigError(f"{directory} holds {', '.join(theirs)}, and no checkpoint; choose another directory")
 
 
 def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
@@ -352,7 +352,7 @@ def _require_usable(weights: Mapping[str, torch.Tensor], where: str) -> None:
     """Nothing that would make an agent's actions NaN."""
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{where}: {name} holds values that are not finite")
+            raise NotFiniteError(f"{where}: {name} holds values that are not finite")
     if not (weights["token_std"] > 0).all():
         raise CheckpointError(f"{where}: token_std holds values that are not above 0, and tokens are divided by it")
 

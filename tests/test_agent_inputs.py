@@ -122,7 +122,10 @@ def test_calls_out_of_order_are_refused_and_change_nothing(agent):
     agent.act(np.ones(8))
     with pytest.raises(InputError, match="give no mask"):
         agent.begin_episode([True], abandon=True)
-    agent.begin_episode(abandon=True)  # so is that
+    before = agent.get_state().tokens.copy()
+    agent.begin_episode(abandon=True)  # so is that: what came before the action is read again, as an episode's start
+    before[:, agent.model.layout.episode_start] = 1.0
+    np.testing.assert_array_equal(agent.get_state().tokens, before)
     agent.act(np.ones(8))
 
 

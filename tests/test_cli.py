@@ -305,6 +305,7 @@ def test_compare_agents_with_results(
     assert "0.25 [0.25, 0.25]" in row
     assert (tmp_path / "deep/both.png").stat().st_size > 10_000
     assert "different tasks" in refused("compare", "better.json", checkpoint, "--tasks", "1", "--episodes", "2")
+    assert "lived 2 episodes" in refused("compare", checkpoint, "better.json", "--tasks", "2", "--episodes", "3")
 
 
 # ------------------------------------------------------------------ training

@@ -151,7 +151,7 @@ def test_new_weights_do_not_inherit_what_was_said_of_the_old_ones(saved, monkeyp
 def test_nobodys_own_files_are_replaced(saved, tmp_path, name):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / name).write_text("my own")
-    with pytest.raises(CheckpointError, match=f"mine holds {name}"):
+    with pytest.raises(ConfigError, match=f"mine holds {name}"):
         hub.save_checkpoint(tmp_path / "mine", *hub.load_checkpoint(saved))
     assert {file.name: file.read_text() for file in (tmp_path / "mine").iterdir()} == {name: "my own"}
 

@@ -67,13 +67,15 @@ def measure_anchors(
         Anchors, each the mean return of every task over 20 episodes.
 
     Raises:
-        ConfigError: ``blind`` without ``zero`` and ``random``, or ``oracle`` without a floor in an environment of which
-            none is known.
+        ConfigError: ``blind`` without ``zero`` and ``random`` or roll-outs, or ``oracle`` without a floor in an
+            environment of which none is known.
         DatasetError: an oracle stayed below the floor: train it longer.
     """
     env_id, seed = config.env_id, config.seed
     if "blind" in only and not {"zero", "random"} <= set(only):
         raise ConfigError(f"blind is the best of zero, random and a trained policy: name all three, got {list(only)}")
+    if blind_iterations < 1:
+        raise ConfigError(f"blind_iterations: expected at least 1, got {blind_iterations}")
     floor = ORACLE_FLOOR.get(env_id) if floor is None else floor
     if "oracle" in only and floor is None:
         raise ConfigError(f"no return is known below which an oracle of {env_id} has not been learned: give a floor")
@@ -87,22 +89,29 @@ def measure_anchors(
         "random": lambda obs: rng.uniform(low, high, (*obs.shape[:2], len(low))),
     }
     acting = {name: act for name, act in acting.items() if name in only}
+    returns: dict[str, np.ndarray] = {}
+
+    def measure(name: str, act: Any) -> None:
+        privileged = config.privileged and name == "oracle"
+        returns[name] = evaluate_policies(act, env_id, tasks, seed, privileged=privileged).mean(1)
+
     if "oracle" in only:  # first: it may be refused
-        acting["oracle"] = _oracle(config, directory, tasks, low, high, quiet)
+        assert floor is not None
+        measure("oracle", _oracle(config, directory, tasks, low, high, quiet))
+        reached = returns["oracle"].min()
+        if reached < floor:
+            raise DatasetError(
+                f"an oracle reached only {reached:.2f}, below {floor}: train it longer, in another folder"
+            )
+    for name, act in acting.items():
+        measure(name, act)
     if "blind" in only:
-        acting["blind"] = train_blind(config, blind_iterations, quiet=quiet)
-    returns = {
-        name: evaluate_policies(act, env_id, tasks, seed, privileged=config.privileged and name == "oracle").mean(1)
-        for name, act in ((name, acting[name]) for name in ANCHOR_NAMES if name in acting)
-    }
+        measure("blind", train_blind(config, blind_iterations, quiet=quiet))
+    returns = {name: returns[name] for name in ANCHOR_NAMES if name in returns}
     val = slice(0, len(split.val))
     details: dict[str, Any] = {"episodes_per_task": EVALUATION_EPISODES, "seed": seed}
     if "oracle" in only:
-        assert floor is not None
         details["floor"] = floor
-        if returns["oracle"].min() < floor:
-            reached = f"{returns['oracle'].min():.2f}"
-            raise DatasetError(f"an oracle reached only {reached}, below {floor}: train it longer, in another folder")
         if config.privileged:
             details["privileged"] = "the oracle sees what the environment calls so"
         details["oracle"] = (

@@ -46,8 +46,8 @@ class CollectionConfig:
     Attributes:
         env_id: Gymnasium id.
         split: named task split.
-        subset: part of the split: train, val, test, "sampled:N" for N more of the distribution, drawn by the seed,
-            or several joined by "+".
+        subset: part of the split: train, val, test, "sampled:N" for N more of the distribution, drawn by the seed and
+            none of val or test, or several joined by "+".
         steps_per_task: environment steps each learner takes, over all its streams.
         streams: environments each learner learns from; each gives one history.
         shard_steps: steps of each history per shard; a kill costs at most this many.
@@ -482,8 +482,16 @@ def _tasks_of(part: str, split: TaskSplit, seed: int) -> Sequence[Task]:
         return split.subset(part)
     if not count.isdecimal() or int(count) < 1:
         raise ConfigError(f"more tasks of the distribution are 'sampled:N', N at least 1, got {part!r}")
-    wanted, held_out = int(count), [*split.val, *split.test]
-    stream = np.random.SeedSequence([seed, SAMPLED])
+    return sampled_tasks(split, int(count), np.random.SeedSequence([seed, SAMPLED]))
+
+
+def sampled_tasks(split: TaskSplit, wanted: int, stream: np.random.SeedSequence) -> Sequence[Task]:
+    """So many tasks of the distribution that the split does not hold out for validation and test.
+
+    Raises:
+        ConfigError: the distribution hardly has other tasks.
+    """
+    held_out = [*split.val, *split.test]
     drawn = env_definition(split.env_id).sample_tasks(2 * wanted + 100, stream)  # the first are those of fewer draws
     kept = [task for task in drawn if task not in held_out][:wanted]
     if len(kept) < wanted:
@@ -522,17 +530,12 @@ def check_collection(config: CollectionConfig) -> None:
             raise ConfigError(f"{config.env_id} calls nothing privileged: its task says all that observations hide")
     if config.informed is not None:
         began = HistoryDataset(config.informed).manifest
-        known, here = (
-            {"environment": env_id, "privileged": privileged, "hidden": list(hidden)}
-            for env_id, privileged, hidden in (
-                (
-                    began.env_id,
-                    began.hyperparameters.get("privileged", False),
-                    began.hyperparameters.get("hidden", config.ppo.hidden),
-                ),
-                (config.env_id, config.privileged, config.ppo.hidden),
-            )
-        )
+        here = {"env_id": config.env_id, "privileged": config.privileged, "hidden": list(config.ppo.hidden)}
+        known = {
+            "env_id": began.env_id,
+            "privileged": began.hyperparameters.get("privileged", False),
+            "hidden": list(began.hyperparameters.get("hidden", here["hidden"])),
+        }
         if known != here:
             raise ConfigError(f"the learner of {config.informed} had {known}, this has {here}")
     check_amount(config)

@@ -17,7 +17,7 @@ from icrl_agents.config import Head
 from icrl_agents.envs import env_definition, resolve_env_id, short_name
 from icrl_agents.errors import ConfigError
 from icrl_agents.evaluation import evaluate
-from icrl_agents.hub import CONFIG_FILE, load_checkpoint, require_free, resolve, save_checkpoint
+from icrl_agents.hub import load_checkpoint, resolve, save_checkpoint
 from icrl_agents.plots import plot_results
 from icrl_agents.training.collection import make_rows
 from icrl_agents.training.distillation import TrainingResult, train
@@ -27,7 +27,7 @@ from icrl_agents.training.manifest import MANIFEST_FILE
 from icrl_agents.training.parallel import Processes
 from icrl_agents.training.presets import Method, distillation_preset, is_finetuned, reinforcement_preset
 from icrl_agents.training.reinforcement import ReinforcementResult, finetune, require_finetuning
-from icrl_agents.training.run_state import IDENTITY_FILE
+from icrl_agents.training.run_state import IDENTITY_FILE, require_free_for_run
 from icrl_agents.training.sources.policies import SnapshotPolicies, sees_privileged
 from icrl_agents.training.sources.presets import run_collection
 
@@ -72,7 +72,7 @@ def reproduce(
         data: folder of datasets; the histories go to ``data/ENV/SOURCE``.
         out: folder of checkpoints; the agent goes to ``out/ENV-BACKBONE[-ad][-gaussian][-masked]``, and what is
             fine-tuned later to a folder of that name and ``-distilled``.
-        device: of what is trained; ``"auto"`` is the GPU if there is one.
+        device: of what is trained and evaluated; ``"auto"`` is the GPU if there is one.
         quiet: no progress bars.
         **training_options: instead of the preset's.
 
@@ -127,17 +127,14 @@ def reproduce(
             "finetune",
             lambda: run_finetuning(distilled, checkpoint, name=name, seed=seed, device=device, quiet=quiet),
         )
-    times["evaluate"] = _timed(checkpoint, "evaluate", lambda: evaluate_checkpoint(checkpoint))
+    times["evaluate"] = _timed(checkpoint, "evaluate", lambda: evaluate_checkpoint(checkpoint, device))
     return times
 
 
 def _require_its_run(distilled: Path, histories: Path) -> None:
     """Raise where a folder holds what training from these histories could not go on with."""
-    if not (distilled / IDENTITY_FILE).is_file():
-        if (distilled / CONFIG_FILE).exists():
-            raise ConfigError(f"{distilled} holds a checkpoint; choose another directory")
-        require_free(distilled)
-    elif not (histories / MANIFEST_FILE).is_file():
+    require_free_for_run(distilled)
+    if (distilled / IDENTITY_FILE).is_file() and not (histories / MANIFEST_FILE).is_file():
         raise ConfigError(f"{distilled} holds a run, and its dataset is not in {histories}; choose another directory")
 
 
@@ -222,11 +219,11 @@ def run_finetuning(
     return finetune(config, agent, checkpoint, device=device, quiet=quiet)
 
 
-def evaluate_checkpoint(checkpoint: Path) -> None:
+def evaluate_checkpoint(checkpoint: Path, device: str = "auto") -> None:
     """Evaluate a checkpoint on the test tasks and write result, figure and card into it, unless that was done."""
     if _evaluated(checkpoint):
         return
-    result = evaluate(InContextAgent.from_pretrained(checkpoint), seeds=EVALUATION_SEEDS)
+    result = evaluate(InContextAgent.from_pretrained(checkpoint, device=device), seeds=EVALUATION_SEEDS)
     plot_results([result], checkpoint / "curve.png")
     model, config = load_checkpoint(checkpoint)
     save_checkpoint(checkpoint, model, config, evaluation=asdict(result))

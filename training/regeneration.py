@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from icrl_agents.config import check_literals
-from icrl_agents.envs import MetaVectorEnv, env_definition, task_split
+from icrl_agents.envs import MetaVectorEnv, env_definition, split_names, task_split
 from icrl_agents.errors import ConfigError, DatasetError
-from icrl_agents.training.collection import collection_progress, evaluate_policies, make_rows
+from icrl_agents.training.collection import collection_progress, evaluate_policies, make_rows, sampled_tasks
 from icrl_agents.training.histories import HistoryDataset, HistoryWriter, Manifest
 from icrl_agents.training.sources.policies import SnapshotPolicies, sees_privileged, snapshot_of_tasks
 from icrl_agents.training.sources.rollouts import told
@@ -123,7 +123,10 @@ def _manifest(parent: Manifest, config: RegenerationConfig) -> Manifest:
     split, split_hash = parent.split, parent.split_hash
     if config.sampled_tasks:
         stream = np.random.SeedSequence([config.seed, _TASKS])  # others than sample_tasks draws by the same seed
-        tasks = tuple(env_definition(parent.env_id).sample_tasks(config.sampled_tasks, stream))
+        if parent.split in split_names(parent.env_id):
+            tasks = tuple(sampled_tasks(task_split(parent.env_id, parent.split), config.sampled_tasks, stream))
+        else:  # of an import, which holds nothing out
+            tasks = tuple(env_definition(parent.env_id).sample_tasks(config.sampled_tasks, stream))
         subset = "sampled"
     elif config.subset is not None:
         named = task_split(parent.env_id, parent.split)

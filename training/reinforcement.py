@@ -35,8 +35,8 @@ import icrl_agents.envs  # noqa: F401  registers the environments
 from icrl_agents.atomic import write_atomically
 from icrl_agents.config import AgentConfig, to_dict
 from icrl_agents.envs import Task, task_split
-from icrl_agents.errors import CheckpointError, ConfigError, DatasetError
-from icrl_agents.hub import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint, load_training_record, resolve, save_checkpoint
+from icrl_agents.errors import ConfigError, DatasetError, NotFiniteError
+from icrl_agents.hub import WEIGHTS_FILE, load_checkpoint, load_training_record, resolve, save_checkpoint
 from icrl_agents.model import InContextModel
 from icrl_agents.training.circumstances import circumstances
 from icrl_agents.training.collection import make_rows, tasks_of_subset
@@ -48,7 +48,7 @@ from icrl_agents.training.lock import DirectoryLock, writing
 from icrl_agents.training.optimizers import Optimizers
 from icrl_agents.training.parallel import processes_of_environment
 from icrl_agents.training.run_log import RunLog
-from icrl_agents.training.run_state import IDENTITY_FILE, RunState, claim_run, load_run, save_run
+from icrl_agents.training.run_state import IDENTITY_FILE, RunState, claim_run, load_run, require_free_for_run, save_run
 from icrl_agents.training.seeds import purpose_seed
 from icrl_agents.training.validation import Rollout, Validation, mean_returns, rollout_on_unseen_tasks
 
@@ -255,13 +255,12 @@ def require_finetuning(directory: Path) -> None:
     """Raise where a directory already holds what :func:`finetune` would not go on with, whatever its agent.
 
     Raises:
-        ConfigError: it holds a run of another kind, or a checkpoint that is not of a run.
+        ConfigError: it holds a run of another kind, or what is not of a run.
     """
     path = directory / IDENTITY_FILE
     if path.is_file() and '"start"' not in path.read_text(encoding="utf-8", errors="replace"):
         raise ConfigError(f"{directory} holds a run that is not one of fine-tuning; choose another directory")
-    if not path.is_file() and (directory / CONFIG_FILE).exists():
-        raise ConfigError(f"{directory} holds a checkpoint; choose another directory")
+    require_free_for_run(directory)
 
 
 def _check(agent: AgentConfig, config: ReinforcementConfig) -> None:
@@ -353,9 +352,7 @@ class _Run:
                     self.state = replace(self.state, update=done, seconds=before + time.monotonic() - began)
                     if done == self._config.rounds or done % self._config.validate_every == 0:
                         self._select(log)
-                except CheckpointError as error:  # actions or weights that are not finite
-                    if "finite" not in str(error):
-                        raise
+                except NotFiniteError as error:  # actions or weights
                     raise self._diverged(number, str(error)) from error
                 self._save()
                 if interrupted and done < self._config.rounds:

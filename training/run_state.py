@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from icrl_agents.atomic import write_atomically, write_text_atomically
 from icrl_agents.config import from_dict, to_dict
 from icrl_agents.errors import ConfigError, DatasetError
-from icrl_agents.hub import require_free
+from icrl_agents.hub import CONFIG_FILE, require_free
 from icrl_agents.training.lock import writing
 from icrl_agents.training.manifest import difference
 from icrl_agents.training.optimizers import Optimizers
@@ -41,6 +41,19 @@ class RunState:
     seconds: float = 0.0
 
 
+def require_free_for_run(directory: Path) -> None:
+    """Raise where a directory that is not that of a run holds what a run would replace.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if (directory / IDENTITY_FILE).exists():
+        return
+    if (directory / CONFIG_FILE).exists():
+        raise ConfigError(f"{directory} holds a checkpoint; choose another directory")
+    require_free(directory)
+
+
 def claim_run(directory: Path, identity: Mapping[str, Any]) -> None:
     """Make a directory that of a run, or check that it is.
 
@@ -49,16 +62,13 @@ def claim_run(directory: Path, identity: Mapping[str, Any]) -> None:
         identity: JSON data that two runs share only if they are the same run.
 
     Raises:
-        ConfigError: it holds another run, or a checkpoint that is not of a run.
-        CheckpointError: it holds files that the run's checkpoint would replace.
+        ConfigError: it holds another run, or what is not of a run.
         DatasetError: nothing can be written there.
     """
     path = directory / IDENTITY_FILE
     here = json.loads(json.dumps(identity))
     if not path.exists():
-        if (directory / "config.json").exists():
-            raise ConfigError(f"{directory} holds a checkpoint; choose another directory")
-        require_free(directory)
+        require_free_for_run(directory)
         with writing(directory):
             write_text_atomically(path, json.dumps(here, indent=2) + "\n")
         return

@@ -60,7 +60,7 @@ class OnPolicySource:
     @property
     def shared(self) -> bool:
         """Whether one learner that sees the task serves all, now."""
-        return self._informed and self.learner.learners == 1
+        return self._informed
 
     def begin_from(self, known: Mapping[str, np.ndarray]) -> None:
         """Begin from what :meth:`TaskParallelPPO.knowledge` of an earlier learner gave."""
