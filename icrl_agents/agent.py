@@ -125,7 +125,7 @@ class InContextAgent:
             name: a directory, a bundled agent's name, or a Hugging Face Hub id ``"org/name"``, tried in this
                 order.
             revision: branch, tag or commit on the Hub.
-            device: ``"auto"`` takes a GPU if there is one.
+            device: ``"auto"`` takes a GPU if there is one, and what is asked for runs there.
             precision: see :class:`InContextAgent`.
             kernel: see :class:`InContextAgent`.
             token: for private repositories on the Hub; default: that of ``hf auth login`` or ``HF_TOKEN``.
@@ -137,7 +137,8 @@ class InContextAgent:
                 precision or with that kernel.
         """
         if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            on_gpu = torch.cuda.is_available() and precision == "float32" and kernel != "cpu"
+            device = "cuda" if on_gpu else "cpu"
         model, config = hub.load_checkpoint(hub.resolve(name, revision, token))
         agent = cls(model, config, device=device, precision=precision, kernel=kernel)
         agent._compare(stacklevel=2)
@@ -146,6 +147,7 @@ class InContextAgent:
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config, weights and model card, so that ``from_pretrained(directory)`` gives this agent.
 
+        The card says neither how it was trained nor what was measured: that lies beside the checkpoint it came from.
         Over another checkpoint, what was said of that one's weights is deleted.
 
         Raises:

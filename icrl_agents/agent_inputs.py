@@ -150,9 +150,12 @@ def read_env(
         # stable-baselines3's VecEnv has rows, begins episodes in the step that ends one, and is no gymnasium.Env
         return (None if isinstance(env, gymnasium.Env) else getattr(env, "num_envs", None)), autoreset_mode
     require_spaces(config, env.single_observation_space, env.single_action_space)
-    mode = autoreset_mode or env.metadata.get("autoreset_mode")
-    if mode is None:
+    said = env.metadata.get("autoreset_mode")
+    if said is None and autoreset_mode is None:
         raise ConfigError(f"{env} does not say its autoreset mode: pass autoreset_mode=")
+    mode = autoreset_mode_of(said if autoreset_mode is None else autoreset_mode)
+    if said is not None and mode is not autoreset_mode_of(said):
+        raise ConfigError(f"{env} says that its autoreset mode is {said.value!r}, not {mode.value!r}")
     return env.num_envs, mode
 
 

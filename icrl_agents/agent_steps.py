@@ -8,7 +8,7 @@ from icrl_agents.backbones import Backbone, Precision
 from icrl_agents.backbones.mamba import Mamba
 from icrl_agents.backbones.mamba2 import Mamba2
 from icrl_agents.errors import ConfigError
-from icrl_agents.kernels.choice import CONV_STEP, STEP, choose
+from icrl_agents.kernels.choice import CONV_STEP, STEP, VARIABLE, choose, named_kernel
 from icrl_agents.model import BackboneStep, InContextModel
 
 
@@ -39,4 +39,6 @@ def backbone_step(backbone: Backbone, precision: Precision) -> BackboneStep | No
         return None
     if not isinstance(backbone, Mamba):
         raise ConfigError(f"a {type(backbone).__name__} steps in float32 only, not in {precision}")
+    if named_kernel() not in (None, "cpu"):
+        raise ConfigError(f"steps in {precision} run with kernel 'cpu' alone, {VARIABLE} names {named_kernel()!r}")
     return backbone.pack(precision).step

@@ -22,10 +22,13 @@ from icrl_agents.cli_data import DATA_COMMANDS, PullData, Regenerate
 from icrl_agents.cli_training import Anchors, Collect, Finetune, ImportMamba, Presets, Reproduce, Train
 from icrl_agents.cli_watch import Watch
 from icrl_agents.envs.own_modules import VARIABLE
-from icrl_agents.errors import IcrlError, InputError
+from icrl_agents.errors import IcrlError, InputError, UnknownNameError
 from icrl_agents.idle_threads import let_idle_threads_sleep
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from icrl_agents.agent import InContextAgent
     from icrl_agents.evaluation import EvalResult
 
 console = Console(markup=False)  # what is printed has paths and names in it
@@ -35,8 +38,8 @@ console = Console(markup=False)  # what is printed has paths and names in it
 class Demo:
     """A bundled agent learns tasks it has never seen; the curve is printed and plotted."""
 
-    env: Positional[str] = "reacher-goal"
-    """Environment, e.g. reacher-goal."""
+    env: Positional[str | None] = None
+    """Environment; default: the agent's, or reacher-goal."""
     agent: str | None = None
     """Agent name, directory or Hub id; default: the environment's bundled Mamba agent."""
     tasks: int = 10
@@ -53,11 +56,18 @@ class Demo:
     def run(self) -> None:
         """Evaluate on val tasks, which nothing reported rests on, and show what happened."""
         from icrl_agents.agent import InContextAgent
-        from icrl_agents.envs import resolve_env_id, short_name
+        from icrl_agents.envs import resolve_env_id
         from icrl_agents.evaluation import evaluate
-        from icrl_agents.plots import plot_results
+        from icrl_agents.plots import plot_results, require_picture
+        from icrl_agents.video import record_learning, require_film
 
-        agent = InContextAgent.from_pretrained(self.agent or f"{short_name(resolve_env_id(self.env))}-mamba")
+        agent = InContextAgent.from_pretrained(self.agent or _bundled_mamba(self.env or "reacher-goal"))
+        if self.env is not None and resolve_env_id(self.env) != agent.config.env_id:
+            raise InputError(f"{self.agent} is an agent for {agent.config.env_id}, not for {self.env}")
+        picture, film = (self.out / f"{agent.config.name}.{ending}" for ending in ("png", "gif"))
+        require_picture(picture)
+        if self.video:
+            require_film(film)
         console.print(f"{agent.config.name} meets tasks it has never seen. Its weights stay as they are.")
         with console.status("episode 1") as status:
 
@@ -74,15 +84,11 @@ class Demo:
                 on_episode=show,
             )
         _print_curve(result)
-        picture = plot_results([result], self.out / f"{agent.config.name}.png")
-        console.print(f"picture: {picture}", soft_wrap=True)
+        console.print(f"picture: {plot_results([result], picture)}", soft_wrap=True)
         if self.video:
-            from icrl_agents.video import record_learning
-
-            path = self.out / f"{agent.config.name}.gif"
             shown = sorted({1, min(5, self.episodes), self.episodes})
-            record_learning(agent, result.tasks[0], path, self.seed, self.episodes, shown)
-            console.print(f"video: {path}", soft_wrap=True)
+            record_learning(agent, result.tasks[0], film, self.seed, self.episodes, shown)
+            console.print(f"video: {film}", soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -139,9 +145,14 @@ class Evaluate:
     def run(self) -> None:
         """Evaluate and show."""
         from icrl_agents.agent import InContextAgent
+        from icrl_agents.atomic import require_writable
         from icrl_agents.evaluation import evaluate
-        from icrl_agents.plots import plot_results
+        from icrl_agents.plots import plot_results, require_picture
 
+        if self.json is not None:
+            require_writable(self.json)
+        if self.plot is not None:
+            require_picture(self.plot)
         agent = InContextAgent.from_pretrained(self.agent)
         result = evaluate(
             agent,
@@ -163,66 +174,54 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare agents on the same tasks: a table, a paired difference and a figure."""
+    """Compare agents on the same tasks: a table, a paired difference and a figure.
+
+    Where results are among them, what is not given is as in the first result.
+    """
 
     agents: Positional[tuple[str, ...]]
     """Agents (name, directory, Hub id) or results (JSON of evaluate)."""
     split: str | None = None
-    """Named task split; default: the first one's."""
-    subset: Literal["val", "test"] = "test"
-    """Part of the split."""
-    tasks: int = 30
-    """The first so many tasks."""
-    episodes: int = 40
-    """Episodes of each task."""
-    seed: Annotated[tuple[int, ...], tyro.conf.arg(name="seed")] = (0,)
-    """Evaluation seeds."""
+    """Named task split; default: the first agent's."""
+    subset: Literal["val", "test"] | None = None
+    """Part of the split; default: test."""
+    tasks: int | None = None
+    """The first so many tasks; default: 30."""
+    episodes: int | None = None
+    """Episodes of each task; default: 40."""
+    seed: Annotated[tuple[int, ...] | None, tyro.conf.arg(name="seed")] = None
+    """Evaluation seeds; default: 0."""
     out: Path = Path("out/compare.png")
     """File for the figure."""
 
     def run(self) -> None:
         """Evaluate what is not a result yet, and show all beside each other."""
         from icrl_agents.agent import InContextAgent
-        from icrl_agents.evaluation import EvalResult, evaluate, paired_difference, split_for
+        from icrl_agents.evaluation import EvalResult, evaluate, paired_difference
         from icrl_agents.model_card import final_of, quoted
-        from icrl_agents.plots import plot_results
+        from icrl_agents.plots import plot_results, require_picture
 
         if not self.agents:
             raise InputError("name at least one agent or result to compare")
-        loaded = {
+        require_picture(self.out)
+        loaded: dict[str, EvalResult | InContextAgent] = {
             name: EvalResult.load(name) if name.endswith(".json") else InContextAgent.from_pretrained(name)
             for name in self.agents
         }
-        first = next(iter(loaded.values()))
-        split = self.split or (first.split if isinstance(first, EvalResult) else split_for(first))
-        stored = {name: given for name, given in loaded.items() if isinstance(given, EvalResult)}
-        for name, result in stored.items():
-            lived = len(result.returns[0])
-            if result.split != split:
-                raise InputError(f"{name} is of split {result.split!r}, the comparison of {split!r}")
-            if len(stored) < len(loaded) and lived != self.episodes:
-                raise InputError(
-                    f"{name} lived {lived} episodes, the comparison is of {self.episodes}: give --episodes"
-                )
+        protocol = self._protocol(loaded)
         results = []
         for name, given in loaded.items():
             if isinstance(given, EvalResult):
                 results.append(given)
                 continue
             with console.status(Text(f"evaluating {name}")):
-                results.append(
-                    evaluate(
-                        given,
-                        split=split,
-                        subset=self.subset,
-                        tasks=self.tasks,
-                        episodes=self.episodes,
-                        seeds=self.seed,
-                        controls=False,
-                    )
-                )
+                results.append(evaluate(given, **protocol, controls=False))
         normalized = "normalized" if results[0].anchors else "return"
-        table = Table("agent", "episode 1", "last 5 episodes", normalized, "IQM", f"minus {results[0].agent}, by task")
+        table = Table(
+            Column("agent", overflow="fold"),
+            *("episode 1", "last 5 episodes", normalized, "IQM"),
+            Column(f"minus {results[0].agent}, by task", overflow="fold"),
+        )
         for result in results:
             final = final_of(result.summary)
             difference = "" if result is results[0] else quoted(paired_difference(result, results[0]))
@@ -237,6 +236,43 @@ class Compare:
         console.print(table)
         console.print(f"picture: {plot_results(results, self.out)}", soft_wrap=True)
 
+    def _protocol(self, loaded: "Mapping[str, EvalResult | InContextAgent]") -> dict[str, Any]:
+        """Of the whole comparison, as arguments of ``evaluate``; an error where a result or agent does not fit it."""
+        from icrl_agents.envs import task_split
+        from icrl_agents.evaluation import EvalResult, split_for
+
+        stored = {name: _protocol_of(given) for name, given in loaded.items() if isinstance(given, EvalResult)}
+        first = next(iter(loaded.values()))
+        env_id = first.env_id if isinstance(first, EvalResult) else first.config.env_id
+        for name, given in loaded.items():
+            acts_in = given.env_id if isinstance(given, EvalResult) else given.config.env_id
+            if acts_in != env_id:
+                raise InputError(
+                    f"{name} is of {acts_in}, {self.agents[0]} of {env_id}: compare agents of one environment"
+                )
+        default: dict[str, Any] = {"subset": "test", "tasks": 30, "episodes": 40, "seeds": (0,)}
+        if not isinstance(first, EvalResult):
+            default["split"] = split_for(first)
+        default |= next(iter(stored.values()), {})
+        asked = {
+            "split": self.split,
+            "subset": self.subset,
+            "tasks": self.tasks,
+            "episodes": self.episodes,
+            "seeds": self.seed,
+        }
+        protocol = default | {key: value for key, value in asked.items() if value is not None}
+        if len(stored) < len(loaded):
+            there = len(task_split(env_id, protocol["split"]).subset(protocol["subset"]))
+            protocol["tasks"] = min(protocol["tasks"], there)
+        for name, own in stored.items():
+            for key in own.keys() - {"seeds"}:
+                if own[key] != protocol[key]:
+                    raise InputError(f"{name} has {key} {own[key]!r}, the comparison {protocol[key]!r}")
+            if own["seeds"] != protocol["seeds"]:
+                console.print(f"{name} was measured with seeds {own['seeds']}, others with {protocol['seeds']}")
+        return protocol
+
 
 @dataclass(frozen=True)
 class Push:
@@ -247,7 +283,7 @@ class Push:
     repo_id: Positional[str]
     """Where to: org/name."""
     private: bool = False
-    """Only for you."""
+    """Only for those that may see it; a public one is refused. Default: as its owner has new ones set."""
 
     def run(self) -> None:
         """Push and print the address."""
@@ -267,7 +303,7 @@ class Publish:
     org: Positional[str]
     """User or organisation."""
     private: bool = False
-    """Make new repositories private."""
+    """Only for those that may see them; a public one is refused. Default: as their owner has new ones set."""
     only: tuple[str, ...] = ()
     """Names of agents; default: all."""
     update: bool = False
@@ -350,6 +386,29 @@ def _command_name(command: type) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", command.__name__).lower()
 
 
+def _bundled_mamba(env: str) -> str:
+    """The Mamba that comes with the package for an environment."""
+    from icrl_agents.envs import resolve_env_id, short_name
+    from icrl_agents.hub import agent_names
+
+    name = f"{short_name(resolve_env_id(env))}-mamba"
+    if name not in agent_names():
+        advice = "Name an agent of yours: --agent, e.g. runs/..."
+        raise UnknownNameError(f"bundled agent for {env}", name, agent_names(), advice)
+    return name
+
+
+def _protocol_of(result: "EvalResult") -> dict[str, Any]:
+    """How a stored result was measured, as arguments of ``evaluate``."""
+    return {
+        "split": result.split,
+        "subset": result.subset,
+        "tasks": len(result.tasks),
+        "episodes": len(result.returns[0]),
+        "seeds": tuple(result.seeds),
+    }
+
+
 def _print_kernels() -> None:
     from icrl_agents.kernels import kernel_status
 
@@ -375,7 +434,8 @@ def _print_curve(result: "EvalResult") -> None:
             table.add_row(name, f"{np.mean(result.anchors[name]):.2f}", meaning, style="dim")
     console.print(table)
     if not result.anchors:
-        console.print(f"split {result.split!r} of {result.env_id} has no anchors to normalize by")
+        where = f" with {dict(result.env_options)}" if result.env_options else ""
+        console.print(f"split {result.split!r} of {result.env_id}{where} has no anchors to normalize by")
 
 
 def _print_summary(result: "EvalResult") -> None:

@@ -176,7 +176,7 @@ class PushData:
     repo_id: Positional[str]
     """Where to: org/name."""
     private: bool = False
-    """Only for you."""
+    """Only for those that may see it; a public one is refused. Default: as its owner has new ones set."""
 
     def run(self) -> None:
         """Push and print the address."""

@@ -5,6 +5,7 @@ Reading is strict: an unknown key, a missing key or a wrong type is a :class:`Co
 
 import dataclasses
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -99,6 +100,8 @@ class AgentConfig:
     def __post_init__(self) -> None:
         _at_least("episode_steps", self.episode_steps, 1)
         _at_least("training_episodes", self.training_episodes, 1)
+        if self.name in (".", "..") or re.search(r"[/\\\x00-\x1f]", self.name):  # files are named after it
+            raise ConfigError(f"an agent's name has no slashes and no control characters, got {self.name!r}")
         bounds = list(zip(self.action_low, self.action_high, strict=False))
         if not len(bounds) == len(self.action_low) == len(self.action_high) == self.model.action_dim:
             raise ConfigError(
@@ -107,6 +110,8 @@ class AgentConfig:
             )
         if not all(-FLOAT32_MAX <= low < high <= FLOAT32_MAX for low, high in bounds):
             raise ConfigError(f"expected action bounds that are finite in float32, low below high, got {bounds}")
+        for ends in ("action_low", "action_high"):  # 1 and 1.0 are one bound, in files as well
+            object.__setattr__(self, ends, tuple(float(bound) for bound in getattr(self, ends)))
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -23,7 +23,16 @@ from icrl_agents.agent import InContextAgent
 from icrl_agents.agent_inputs import make_of
 from icrl_agents.atomic import write_text_atomically
 from icrl_agents.config import load_json
-from icrl_agents.envs import default_split, env_definition, has_anchors, load_anchors, split_names, task_split
+from icrl_agents.envs import (
+    TaskSplit,
+    default_split,
+    env_definition,
+    has_anchors,
+    load_anchors,
+    split_names,
+    task_split,
+)
+from icrl_agents.envs.anchors import ANCHOR_NAMES
 from icrl_agents.envs.seeds import checked_seed
 from icrl_agents.errors import ConfigError, InputError
 
@@ -156,13 +165,15 @@ class EvalResult:
         tasks: N tasks.
         returns: ``[N][E]``.
         lengths: ``[N][E]`` steps.
-        anchors: ``zero, random, blind, oracle`` -> ``[N]``; empty on a split of your own that has none.
+        anchors: ``zero, random, blind, oracle`` -> ``[N]``; empty where they were not all measured, as on a split of
+            your own, or in an environment with options.
         normalized: ``[N][E]``, (returns - blind) / (oracle - blind); empty without anchors.
         first_episode: ``[N][H]`` reward per step inside episode 1.
         last_episode: ``[N][H]`` reward per step inside the last episode.
         controls: results of the controls.
         summary: the numbers to quote, each with its interval.
         versions: what it ran on.
+        env_options: of the environment, e.g. another horizon.
     """
 
     agent: str
@@ -181,6 +192,7 @@ class EvalResult:
     controls: Mapping[str, Any] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    env_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         given = [self.returns, self.normalized] if self.anchors else [self.returns]
@@ -227,7 +239,7 @@ def evaluate(
         on_episode: called with the number of finished episodes and their mean return, first seed only.
 
     Raises:
-        UnknownNameError: no such split or subset, or there are not all anchors of it.
+        UnknownNameError: no such split or subset.
         TaskError: the anchors are of another split content.
         InputError: no tasks, episodes or seeds.
     """
@@ -238,10 +250,7 @@ def evaluate(
     split = split_for(agent) if split is None else split
     chosen = task_split(env_id, split)
     subset_tasks = list(chosen.subset(subset)[:tasks])
-    anchors: dict[str, list[float]] = {}
-    if has_anchors(env_id, split):
-        measured = load_anchors(env_id, split, chosen.content_hash).of(subset)
-        anchors = {name: list(values[: len(subset_tasks)]) for name, values in measured.items()}
+    anchors = _anchors_of(agent, chosen, subset, len(subset_tasks))
     runs = [
         rollout(agent, subset_tasks, episodes, seed, on_episode=on_episode if seed == seeds[0] else None)
         for seed in seeds
@@ -269,7 +278,20 @@ def evaluate(
         controls=_controls(agent, subset_tasks, episodes, seeds[0], anchors) if controls else {},
         summary=summarize(mean["returns"], anchors),
         versions={"mujoco": mujoco.__version__, "gymnasium": gymnasium.__version__, "numpy": np.__version__},
+        env_options=dict(agent.config.env_options),
     )
+
+
+def _anchors_of(agent: InContextAgent, split: TaskSplit, subset: str, tasks: int) -> dict[str, list[float]]:
+    """The anchors of the first so many tasks; none where some are missing, or were measured in other circumstances."""
+    registered = {"max_episode_steps": env_definition(split.env_id).horizon}
+    as_registered = registered | dict(agent.config.env_options) == registered
+    if not (as_registered and has_anchors(split.env_id, split.name)):
+        return {}
+    measured = load_anchors(split.env_id, split.name, split.content_hash).returns.get(subset, {})
+    if not set(ANCHOR_NAMES) <= set(measured):
+        return {}
+    return {name: list(values[:tasks]) for name, values in measured.items()}
 
 
 def split_for(agent: InContextAgent) -> str:
@@ -402,6 +424,11 @@ def _finals(results: Sequence[EvalResult]) -> np.ndarray:
     for result in results:
         if (result.env_id, result.tasks) != (first.env_id, first.tasks):
             raise InputError(f"{first.agent} and {result.agent} were evaluated on different tasks")
+        if result.env_options != first.env_options:
+            options = f"{dict(first.env_options)} and {dict(result.env_options)}"
+            raise InputError(
+                f"{first.agent} and {result.agent} acted in environments with different options: {options}"
+            )
         episodes, expected = len(result.returns[0]), len(first.returns[0])
         if episodes != expected:
             raise InputError(f"{first.agent} lived {expected} episodes, {result.agent} {episodes}: evaluate one again")
@@ -435,5 +462,7 @@ def _controls(
         "nearer_to_rewarded": float(np.mean(other_error < own_error)),
         "error_to_rewarded": interval(other_error),
         "error_to_own": interval(own_error),
+        "errors_to_rewarded": other_error.tolist(),
+        "errors_to_own": own_error.tolist(),
     }
     return result

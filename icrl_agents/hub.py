@@ -233,23 +233,24 @@ def save_checkpoint(
     if before == sha256(content).hexdigest():
         evaluation = _read_json(directory / EVALUATION_FILE) if evaluation is None else evaluation
         training = _read_json(directory / TRAINING_FILE) if training is None else training
-    elif before is None:
-        require_free(directory)
-        for file in (CURVE_FILE, REPLAY_FILE) if evaluation is None else ():  # else drawn for these weights
-            if (directory / file).exists():
-                raise ConfigError(f"{directory} holds {file}, and no checkpoint; choose another directory")
+    elif before is None or not _is_ours(directory):
+        texts = (CARD_FILE, CONFIG_FILE, EVALUATION_FILE, TRAINING_FILE)
+        drawn = (CURVE_FILE, REPLAY_FILE) if evaluation is None else ()  # else drawn for these weights
+        theirs = [file for file in (WEIGHTS_FILE, *texts, *drawn) if (directory / file).exists()]
+        if theirs:
+            raise ConfigError(f"{directory} holds {', '.join(theirs)}, and no checkpoint; choose another directory")
     else:  # before the weights, so that no kill leaves the new ones beside what was said of the old ones
         for file in (CARD_FILE, EVALUATION_FILE, TRAINING_FILE, CURVE_FILE, REPLAY_FILE):
             (directory / file).unlink(missing_ok=True)
     figure, video = (file if (directory / file).is_file() else None for file in (CURVE_FILE, REPLAY_FILE))
     card = card or model_card(config, evaluation, training, figure, video)
-    texts = {CONFIG_FILE: _json(to_dict(config)), CARD_FILE: card}
+    written = {CONFIG_FILE: _json(to_dict(config)), CARD_FILE: card}
     if evaluation is not None:
-        texts[EVALUATION_FILE] = _json(evaluation)
+        written[EVALUATION_FILE] = _json(evaluation)
     if training is not None:
-        texts[TRAINING_FILE] = _json(training)
+        written[TRAINING_FILE] = _json(training)
     write_atomically(directory / WEIGHTS_FILE, lambda path: path.write_bytes(content))
-    for file, text in texts.items():
+    for file, text in written.items():
         write_text_atomically(directory / file, text)
 
 
@@ -258,7 +259,7 @@ def asking_the_hub(failed: str) -> Iterator[None]:
     """Whatever stops the Hub's client becomes a CheckpointError that says what failed."""
     try:
         yield
-    except CheckpointError:
+    except IcrlError:
         raise
     except Exception as error:  # the client's transport, and with it the class of its errors, changes by version
         raise CheckpointError(f"{failed}: {str(error) or type(error).__name__}") from error
@@ -292,15 +293,16 @@ def _refuse_revision(name: str, revision: str | None) -> None:
         raise ConfigError(f"{name!r} is on this machine and has no revision {revision!r}")
 
 
-def require_free(directory: Path) -> None:
-    """Raise where a directory without a checkpoint holds what saving one there would replace.
-
-    Raises:
-        ConfigError: it does.
-    """
-    theirs = [file for file in (CARD_FILE, CONFIG_FILE, EVALUATION_FILE, TRAINING_FILE) if (directory / file).exists()]
-    if theirs and not (directory / WEIGHTS_FILE).exists():
-        raise ConfigError(f"{directory} holds {', '.join(theirs)}, and no checkpoint; choose another directory")
+def _is_ours(directory: Path) -> bool:
+    """Whether the weights in a directory are an agent's, by its config or, where a kill came before that, by names."""
+    try:
+        load_json(AgentConfig, directory / CONFIG_FILE)
+    except ConfigError:
+        try:
+            return set(STATISTICS) <= set(_header(directory / WEIGHTS_FILE))
+        except CheckpointError:
+            return False
+    return True
 
 
 def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
@@ -321,7 +323,8 @@ def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
             )
         except LocalEntryNotFoundError as error:
             raise CheckpointError(
-                f"{repo_id!r} is not in the local cache and the Hub cannot be reached: {error}"
+                f"there is no directory {repo_id!r} here, the local cache does not have it, and the Hub cannot be "
+                f"reached; without it there are {', '.join(agent_names())}: {error}"
             ) from error
         except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
             raise CheckpointError(

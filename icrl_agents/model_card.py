@@ -73,7 +73,12 @@ def card_of_repository(card: str, name: str, repo_id: str) -> str:
 
 def _what(config: AgentConfig, evaluation: Mapping[str, Any] | None) -> str:
     """What kind of agent it is, in a sentence that its evaluation allows."""
-    final = ((evaluation or {}).get("summary") or {}).get("final_normalized", {})
+    if evaluation is None:
+        return (
+            f"An agent for `{config.env_id}` that may learn a task while it acts, with no weight update, in the memory "
+            f"of its {config.model.backbone} backbone."
+        )
+    final = (evaluation.get("summary") or {}).get("final_normalized", {})
     if final and final.get("low", final["mean"]) <= 0:
         return (
             f"A baseline for `{config.env_id}`: on unseen tasks it is **not measurably better than a policy that sees "
@@ -96,8 +101,11 @@ def _knows_changes(training: Mapping[str, Any]) -> bool:
 
 def _body(config: AgentConfig, measured: str, what: str, training: Mapping[str, Any], video: str | None) -> str:
     model = config.model
-    lives = "in which tasks change without notice" if _knows_changes(training) else "in one task each"
-    advice = "" if _knows_changes(training) else ": call `agent.reset()` where the task changes"
+    lives = ""
+    if training:  # else nobody knows
+        changes = "in which tasks change without notice"
+        lives = changes if _knows_changes(training) else "in one task each: call `agent.reset()` where the task changes"
+        lives = f"\nIt was trained on lives {lives}.\n"
     film = "" if video is None else f'\n<video controls autoplay loop muted src="{video}"></video>\n'
     return f"""# {config.name}
 
@@ -119,9 +127,7 @@ for _ in range({config.training_episodes} * {config.episode_steps}):
     if terminated or truncated:
         obs, _ = env.reset()  # the next episode of the same task
 ```
-
-It was trained on lives {lives}{advice}.
-
+{lives}
 ## Measured
 
 {measured}

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
+from icrl_agents.atomic import require_writable
 from icrl_agents.envs import short_name
 from icrl_agents.errors import InputError
 from icrl_agents.evaluation import EvalResult
@@ -111,13 +112,22 @@ def _in_view(axes: Axes, results: Sequence[EvalResult]) -> None:
         axes.set_ylim(levels["blind"] - 0.4 * span, levels["oracle"] + 0.4 * span)
 
 
-def _figure(path: Path, size: tuple[float, float]) -> Figure:
-    """An empty one that can be saved under the path."""
-    figure = Figure(figsize=size, layout="constrained", dpi=150)
-    formats = figure.canvas.get_supported_filetypes()
+def require_picture(path: str | Path) -> None:
+    """Raise unless a picture can be saved there, before the work whose result it is to show.
+
+    Raises:
+        InputError: no format of pictures, or no place to write to.
+    """
+    path, formats = Path(path), Figure().canvas.get_supported_filetypes()
     if path.suffix.lower().removeprefix(".") not in formats:
         raise InputError(f"{path}: expected a name that ends in one of .{', .'.join(sorted(formats))}")
-    return figure
+    require_writable(path)
+
+
+def _figure(path: Path, size: tuple[float, float]) -> Figure:
+    """An empty one that can be saved under the path."""
+    require_picture(path)
+    return Figure(figsize=size, layout="constrained", dpi=150)
 
 
 def _saved(figure: Figure, path: Path, *, legends: bool = True) -> Path:
@@ -126,7 +136,6 @@ def _saved(figure: Figure, path: Path, *, legends: bool = True) -> Path:
         axes.spines[["top", "right"]].set_visible(False)
         if legends:
             axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
 

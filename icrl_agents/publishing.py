@@ -64,7 +64,7 @@ def push_to_hub(
     Args:
         directory: a checkpoint; loaded first, so that nothing broken is published.
         repo_id: ``"org/name"``; made if need be.
-        private: make it private, if it is made.
+        private: only for those that may see it; default: as its owner has new ones set.
         revision: branch to upload to, made if need be; default: main.
         token: default: that of ``hf auth login`` or ``HF_TOKEN``.
 
@@ -72,13 +72,15 @@ def push_to_hub(
         Address of the commit.
 
     Raises:
-        ConfigError, CheckpointError: not a checkpoint, or the Hub refused it.
+        ConfigError, CheckpointError: not a checkpoint, the Hub refused it, or the repository is public and was to be
+            private.
     """
     contents = _contents(Path(directory), repo_id)
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
-    _make(api, repo_id, private)
+    with asking_the_hub(f"the repository {repo_id!r} could not be made or found on the Hub"):
+        make_repository(api, repo_id, private, "model")
     if revision is not None:
         with asking_the_hub(f"the branch {revision!r} of {repo_id!r} could not be made on the Hub"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -103,14 +105,14 @@ def publish_bundled(
     Args:
         org: user or organisation on the Hub.
         names: of the agents; none: all whose files are in the package.
-        private: make repositories private, if they are made.
+        private: only for those that may see them; default: as their owner has new ones set.
         update: replace what differs.
         dry_run: say what would be done, and do nothing.
         token: default: that of ``hf auth login`` or ``HF_TOKEN``.
 
     Raises:
         UnknownNameError: an agent that is not in the package; before anything is done.
-        ConfigError: ``org`` is no name.
+        ConfigError: ``org`` is no name, or a repository is public and was to be private.
         CheckpointError: the Hub cannot be reached or refused something.
     """
     directories = {name: packaged() / entry.bundled for name, entry in index().items() if entry.bundled is not None}
@@ -141,8 +143,8 @@ def _publish_each(
         if files and dry_run:
             outcome = "would be created" if new else "would be updated" if update else "differs"
         elif files and (new or update):
-            _make(api, repo_id, private)
             with asking_the_hub(f"{name} could not be uploaded to {repo_id!r} on the Hub"):
+                make_repository(api, repo_id, private, "model")
                 revision = _commit(api, repo_id, contents, there or {}, None).oid
             outcome = "created" if new else "updated"
         elif files:
@@ -161,9 +163,18 @@ def _contents(directory: Path, repo_id: str) -> dict[str, bytes]:
     return contents
 
 
-def _make(api: "HfApi", repo_id: str, private: bool) -> None:
-    with asking_the_hub(f"the repository {repo_id!r} could not be made or found on the Hub"):
-        api.create_repo(repo_id, private=private, exist_ok=True)
+def make_repository(api: "HfApi", repo_id: str, private: bool, repo_type: Literal["model", "dataset"]) -> None:
+    """Make a repository on the Hub, unless it is there.
+
+    Args:
+        private: only for those that may see it; else as its owner has it set.
+
+    Raises:
+        ConfigError: it is to be private, is there, and is public.
+    """
+    api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True)
+    if private and not api.repo_info(repo_id, repo_type=repo_type).private:
+        raise ConfigError(f"{repo_id!r} is on the Hub, for everybody to see: make it private there, or choose another")
 
 
 def _files_there(api: "HfApi", repo_id: str, revision: str | None) -> "dict[str, RepoFile] | None":

@@ -9,10 +9,26 @@ from typing import Any
 import numpy as np
 
 from icrl_agents.agent import InContextAgent
+from icrl_agents.atomic import require_writable
 from icrl_agents.errors import InputError, MissingExtraError
 
 FRAME_SIZE = 320
 """Width and height of one episode's picture in pixels."""
+
+
+def require_film(path: str | Path) -> Any:
+    """What writes films; raise where it is missing, or cannot write there, before the work that a film is to show.
+
+    Raises:
+        MissingExtraError: imageio is not installed.
+        InputError: no place to write to.
+    """
+    try:
+        import imageio.v3 as imageio
+    except ImportError as error:
+        raise MissingExtraError("imageio", "video") from error
+    require_writable(Path(path))
+    return imageio
 
 
 def record_learning(
@@ -35,14 +51,11 @@ def record_learning(
 
     Raises:
         MissingExtraError: imageio is not installed.
-        InputError: none of the episodes is to be shown.
+        InputError: none of the episodes is to be shown, or no place to write to.
     """
     if not set(shown) & set(range(1, episodes + 1)):
         raise InputError(f"expected an episode from 1 to {episodes} to show, got {tuple(shown)}")
-    try:
-        import imageio.v3 as imageio
-    except ImportError as error:
-        raise MissingExtraError("imageio", "video") from error
+    imageio = require_film(path)
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's own default wants a display
     env = agent.make_env(task=task, render_mode="rgb_array", width=FRAME_SIZE, height=FRAME_SIZE)
@@ -66,6 +79,5 @@ def record_learning(
     stretched = [film + [film[-1]] * (length - len(film)) for film in films]
     side_by_side = [np.concatenate(frames, axis=1) for frames in zip(*stretched, strict=True)]
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     imageio.imwrite(path, side_by_side, duration=1000 / float(env.metadata["render_fps"]) * 2, loop=0)
     return path

@@ -195,8 +195,8 @@ class TrialWrapper(gymnasium.Wrapper, RecordConstructorArgs):
             self._seeds = _trial_seeds(seed)
         else:
             seed = _next_seed(self._seeds)
-        if self._given is not None:
-            options = {"task": self._given, **(options or {})}
+        if self._given is not None and (options or {}).get("task") is None:
+            options = {**(options or {}), "task": self._given}
         for memory in _memories(self.env):
             memory.forget()
         observation, info = self.env.reset(seed=seed, options=options)

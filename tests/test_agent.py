@@ -202,6 +202,10 @@ def test_reset_refuses_what_it_cannot_act_in(make_agent):
             agent.reset(num_envs=2, env=env)
     with pytest.raises(ConfigError, match="SameStep"):
         agent.reset(num_envs=2, autoreset_mode="sometimes")
+    with closing(sync_env(AutoresetMode.SAME_STEP)) as vector:
+        with pytest.raises(ConfigError, match="its autoreset mode is 'SameStep', not 'NextStep'"):
+            agent.reset(env=vector, autoreset_mode="NextStep")
+        agent.reset(env=vector, autoreset_mode="SameStep")
     with gymnasium.wrappers.RescaleAction(gymnasium.make(REACHER), np.float32(0), np.float32(1)) as rescaled:
         with pytest.raises(ConfigError, match=r"from \[-1\.0, -1\.0\] .* rescaled perhaps, takes those from \[0\.0"):
             agent.reset(env=rescaled)
@@ -422,12 +426,16 @@ def test_rounded_weights_act_nearly_the_same(make_agent, precision):
     np.testing.assert_array_equal(actions[1], actions[2])
 
 
-def test_precisions_that_cannot_be_are_refused(make_agent):
+def test_precisions_that_cannot_be_are_refused(make_agent, monkeypatch):
     agent = make_agent("transformer")
     with pytest.raises(ConfigError, match="float32 only"):
         InContextAgent(agent.model, agent.config, precision="int8")
     with pytest.raises(ConfigError, match="known: float32, bfloat16, int8"):
         InContextAgent(agent.model, agent.config, precision="float16")
+    mamba = make_agent("mamba")
+    monkeypatch.setenv("ICRL_KERNEL", "reference")
+    with pytest.raises(ConfigError, match="kernel 'cpu' alone, ICRL_KERNEL names 'reference'"):
+        InContextAgent(mamba.model, mamba.config, precision="int8")
 
 
 def test_an_agent_loaded_in_inference_mode_has_ordinary_weights(make_agent, tmp_path):

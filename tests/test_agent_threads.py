@@ -50,7 +50,7 @@ def test_forked_children_act(agent):
             warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of any fork beside threads
             child = context.Process(target=_act_in_child, args=(agent, results), daemon=True)
             child.start()
-        child.join(20)
+        child.join(120)
         assert child.exitcode == 0
         np.testing.assert_allclose(results.get(), expected, atol=1e-6)
     finally:

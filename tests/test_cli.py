@@ -210,6 +210,10 @@ def test_unknown_names_list_what_exists(
         ("evaluate {checkpoint} --tasks 0", "tasks is at least 1 and"),
         ("evaluate {checkpoint} --episodes 0", "episodes is at least 1, got 0"),
         ("demo --agent {checkpoint} --tasks 0", "tasks is at least 1 and"),
+        ("demo half-cheetah-vel --agent {checkpoint}", "is an agent for icrl/ReacherGoal-v0, not for half-cheetah-vel"),
+        ("evaluate {checkpoint} --plot curve", "ends in one of"),
+        ("evaluate {checkpoint} --json .", "cannot be written: it is a directory"),
+        ("evaluate {checkpoint} --json {checkpoint}/config.json/a.json", "cannot be written"),
         ("compare", "at least one agent"),
         ("compare gone.json", "gone.json does not exist"),
         ("train reacher-goal --data nowhere", "no manifest.json"),
@@ -263,6 +267,16 @@ def test_demo_with_a_film(checkpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_
     assert filmed == [("tiny-mamba", task_split(ENV_ID).val[0], Path("out/tiny-mamba.gif"))]
 
 
+def test_demo_of_an_environment_without_a_bundled_agent(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody's on the Hub is taken, whatever its name."""
+    monkeypatch.setattr("icrl_agents.envs.resolve_env_id", lambda env: "own/swimmer-dir")
+    said = refused("demo", "own/swimmer-dir")
+    assert "unknown bundled agent for own/swimmer-dir" in said
+    assert "--agent" in said
+
+
 def test_a_missing_extra_is_named(
     checkpoint: str, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
@@ -292,20 +306,35 @@ def test_evaluate(checkpoint: str, capsys: pytest.CaptureFixture[str], tmp_path:
 
 
 def test_compare_agents_with_results(
-    checkpoint: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, refused: Callable[..., str]
+    checkpoint: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     main(["evaluate", checkpoint, *["--tasks", "2", "--episodes", "2", "--no-controls", "--json", "same.json"]])
     same = EvalResult.load("same.json")
     replace(same, agent="better", normalized=[[x + 0.25 for x in row] for row in same.normalized]).save("better.json")
     capsys.readouterr()
-    main(["compare", checkpoint, "better.json", *["--tasks", "2", "--episodes", "2", "--out", "deep/both.png"]])
+    main(["compare", checkpoint, "better.json", "--out", "deep/both.png"])  # of as much as the result
     out = capsys.readouterr().out
     assert "minus tiny-mamba" in out
     row = next(line for line in out.splitlines() if "better" in line)
     assert "0.25 [0.25, 0.25]" in row
     assert (tmp_path / "deep/both.png").stat().st_size > 10_000
-    assert "different tasks" in refused("compare", "better.json", checkpoint, "--tasks", "1", "--episodes", "2")
-    assert "lived 2 episodes" in refused("compare", checkpoint, "better.json", "--tasks", "2", "--episodes", "3")
+    with monkeypatch.context() as patch:
+        patch.setattr("icrl_agents.evaluation.rollout", None)  # all of this is known before anything is measured
+        assert "has tasks 2, the comparison 1" in refused("compare", "better.json", checkpoint, "--tasks", "1")
+        assert "has episodes 2, the comparison 3" in refused("compare", checkpoint, "better.json", "--episodes", "3")
+        assert "has subset 'test', the comparison 'val'" in refused(
+            "compare", checkpoint, "better.json", "--subset", "val"
+        )
+        cheetah = "half-cheetah-vel-mamba"
+        assert f"{cheetah} is of icrl/HalfCheetahVel-v0, better.json of" in refused("compare", "better.json", cheetah)
+        assert "ends in one of" in refused("compare", checkpoint, "--out", "curve")
+    replace(same, seeds=[1, 2]).save("others.json")
+    main(["compare", "same.json", "others.json"])
+    assert "others.json was measured with seeds (1, 2), others with (0,)" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------ training

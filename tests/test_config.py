@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -152,3 +153,17 @@ def test_a_model_config_made_in_python_takes_only_listed_values(make_config, cha
 def test_a_config_made_in_python_is_checked_too(make_config):
     with pytest.raises(ConfigError, match="low below high"):
         replace(make_config(), action_high=(-2.0, 1.0))
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/elsewhere", "a\\b", "..", "a\0b", "a\nb"])
+def test_a_name_leads_nowhere(make_config, name):
+    """Files are named after it, and a downloaded config says it."""
+    with pytest.raises(ConfigError, match="no slashes and no control characters"):
+        replace(make_config(), name=name)
+
+
+def test_bounds_are_the_same_whatever_their_type(make_config):
+    config = make_config()
+    whole = replace(config, action_low=(-1, -1), action_high=(1, np.float32(1)))
+    assert to_dict(whole) == to_dict(config)
+    assert [type(bound) for bound in (*whole.action_low, *whole.action_high)] == [float] * 4

@@ -1,6 +1,7 @@
 """The documentation: its code runs as it stands, quotes are of the examples named, and the site has no dead link."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from icrl_agents.cli import COMMANDS, _command_name
+from icrl_agents.cli import COMMANDS, _command_name, main
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -46,13 +47,25 @@ def test_a_page_quotes_its_example(page: str) -> None:
         assert block in source
 
 
-def test_commands_in_the_docs_exist() -> None:
-    known = {_command_name(command) for command in COMMANDS}
-    for page in [*PAGES, ROOT / "README.md"]:
-        for command in re.findall(
-            r"^    (?:\S+/)?icrl-agents ([a-z-]+)", page.read_text(encoding="utf-8"), re.MULTILINE
-        ):
-            assert command in known, page.name
+def commands(page: Path) -> list[list[str]]:
+    """What is to be typed: indented, or quoted with its arguments. ``...`` and brackets stand for more."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"^    (?:\S+/)?icrl-agents ([a-z].*?)(?: +#.*)?$", text, re.MULTILINE)
+    found += re.findall(r"`icrl-agents ([a-z][^` ]* [^`]+)`", text)
+    return [shlex.split(command) for command in found if "..." not in command and "[" not in command]
+
+
+COMMAND_LINES = [(page.name, line) for page in [*PAGES, ROOT / "README.md"] for line in commands(page)]
+
+
+@pytest.mark.parametrize(("page", "line"), COMMAND_LINES, ids=lambda given: "" if isinstance(given, str) else given[0])
+def test_commands_in_the_docs_are_commands(page: str, line: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are parsed, not run: no option that is not one, none that is missing."""
+    ran: list[str] = []
+    for command in COMMANDS:
+        monkeypatch.setattr(command, "run", lambda self: ran.append(_command_name(type(self))))
+    main(line)
+    assert ran == line[:1], (page, line)
 
 
 @pytest.mark.skipif(find_spec("mkdocs") is None, reason="needs the extra docs")

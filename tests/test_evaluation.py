@@ -239,6 +239,8 @@ def test_controls(make_agent: Callable[..., InContextAgent], result: EvalResult)
         [np.hypot(*(tip - task["goal"])) for tip, task in zip(swapped, group, strict=True)] for group in (tasks, others)
     )
     found = result.controls["swapped_rewards"]
+    assert found["errors_to_own"] == pytest.approx(to_own)
+    assert found["errors_to_rewarded"] == pytest.approx(to_other)
     assert found["error_to_own"]["mean"] == pytest.approx(np.mean(to_own))
     assert found["error_to_rewarded"]["mean"] == pytest.approx(np.mean(to_other))
     assert found["nearer_to_rewarded"] == np.mean([b < a for a, b in zip(to_own, to_other, strict=True)])
@@ -273,7 +275,6 @@ def test_all_tasks_unless_told_otherwise(make_agent: Callable[..., InContextAgen
     [
         ({"split": "papper"}, "Did you mean 'paper'"),
         ({"subset": "tests"}, "test, train, val"),
-        ({"subset": "train"}, "Known: test, val"),  # there, but without anchors
     ],
 )
 def test_unknown_names_list_what_exists(
@@ -527,6 +528,27 @@ def test_numpys_seeds_are_seeds(make_agent: Callable[..., InContextAgent], tmp_p
     for seeds in ((-1,), (None,), (0.5,)):
         with pytest.raises(InputError, match="seed is a whole number"):
             evaluate(make_agent(), tasks=2, episodes=1, seeds=seeds)  # type: ignore[arg-type]
+
+
+def test_anchors_are_of_the_environment_without_options(make_agent: Callable[..., InContextAgent]) -> None:
+    """A return of 20 steps is not to be compared with blind's and the oracle's of 50."""
+    whole = evaluate(make_agent(), tasks=2, episodes=2, controls=False)
+    agent = make_agent()
+    agent.config = replace(agent.config, env_options={"max_episode_steps": 50})  # said, and as registered
+    assert evaluate(agent, tasks=2, episodes=2, controls=False).normalized == whole.normalized
+    agent.config = replace(agent.config, env_options={"max_episode_steps": 20})
+    short = evaluate(agent, tasks=2, episodes=2, controls=False)
+    assert (short.anchors, short.normalized) == ({}, [])
+    with pytest.raises(InputError, match=r"different options: {} and {'max_episode_steps': 20}"):
+        paired_difference(whole, short)
+
+
+def test_some_anchors_are_none(make_agent: Callable[..., InContextAgent], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without blind and oracle there is nothing to normalize by."""
+    anchors = load_anchors(ENV_ID, "paper")
+    some = {subset: {name: of[name] for name in ("zero", "random")} for subset, of in anchors.returns.items()}
+    monkeypatch.setattr(evaluation, "load_anchors", lambda *given: replace(anchors, returns=some))
+    assert evaluate(make_agent(), tasks=2, episodes=1, controls=False).normalized == []
 
 
 def test_without_anchors_returns_alone_are_told(

@@ -328,6 +328,9 @@ def test_given_tasks_hold_for_whole_trials():
     env.set_task(later)
     env.reset(options={"task": other})  # options are before set_task
     assert env.unwrapped.task == other
+    env.set_task(later)
+    env.reset(options={"task": None})  # which gives none
+    assert env.unwrapped.task == later
 
 
 def test_given_tasks_of_rows_hold_for_whole_trials():

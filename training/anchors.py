@@ -17,6 +17,7 @@ from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.training.collection import (
     EVALUATION_EPISODES,
     CollectionConfig,
+    check_informed,
     collect,
     evaluate_policies,
     learner_seed,
@@ -67,8 +68,8 @@ def measure_anchors(
         Anchors, each the mean return of every task over 20 episodes.
 
     Raises:
-        ConfigError: ``blind`` without ``zero`` and ``random`` or roll-outs, or ``oracle`` without a floor in an
-            environment of which none is known.
+        ConfigError: ``blind`` without ``zero`` and ``random`` or roll-outs, ``oracle`` without a floor in an
+            environment of which none is known, or an ``informed`` learner of another environment or shape.
         DatasetError: an oracle stayed below the floor: train it longer.
     """
     env_id, seed = config.env_id, config.seed
@@ -79,6 +80,8 @@ def measure_anchors(
     floor = ORACLE_FLOOR.get(env_id) if floor is None else floor
     if "oracle" in only and floor is None:
         raise ConfigError(f"no return is known below which an oracle of {env_id} has not been learned: give a floor")
+    if "oracle" in only:
+        check_informed(config)
     split = task_split(env_id, config.split)
     tasks = [*split.val, *split.test]
     space = make_rows(env_id, tasks[:1], 1).single_action_space
@@ -117,11 +120,13 @@ def measure_anchors(
         details["oracle"] = (
             f"task-parallel PPO, one learner a task, {config.steps_per_task} steps each, mean action"
             if config.informed is None
-            else "task-informed PPO over the train tasks, mean action"
+            else f"{_informed_by(config.informed)}, mean action"
             if not config.specialise_steps_per_task
-            else "task-informed PPO over the train tasks, then one learner a task for "
+            else f"{_informed_by(config.informed)}, then one learner a task for "
             f"{config.specialise_steps_per_task} steps, the better of both, mean action"
         )
+        if config.informed is not None:
+            details["informed"] = HistoryDataset(config.informed).manifest.digest()
     if "blind" in only:
         best = max(("zero", "random", "blind"), key=lambda name: float(returns[name][val].mean()))
         returns["blind"] = returns[best]
@@ -142,6 +147,12 @@ def measure_anchors(
         },
         details=details,
     )
+
+
+def _informed_by(directory: str) -> str:
+    """Whose learner it is, in words."""
+    manifest = HistoryDataset(directory).manifest
+    return f"task-informed PPO over {manifest.subset} of split {manifest.split}"
 
 
 def _oracle(

@@ -528,17 +528,28 @@ def check_collection(config: CollectionConfig) -> None:
             raise ConfigError("what is privileged is for the policies of a task-informed PPO")
         if not env_definition(config.env_id).privileged_dim:
             raise ConfigError(f"{config.env_id} calls nothing privileged: its task says all that observations hide")
-    if config.informed is not None:
-        began = HistoryDataset(config.informed).manifest
-        here = {"env_id": config.env_id, "privileged": config.privileged, "hidden": list(config.ppo.hidden)}
-        known = {
-            "env_id": began.env_id,
-            "privileged": began.hyperparameters.get("privileged", False),
-            "hidden": list(began.hyperparameters.get("hidden", here["hidden"])),
-        }
-        if known != here:
-            raise ConfigError(f"the learner of {config.informed} had {known}, this has {here}")
+    check_informed(config)
     check_amount(config)
+
+
+def check_informed(config: CollectionConfig) -> None:
+    """An informed learner to begin from that is of another environment, or does not fit.
+
+    Raises:
+        ConfigError: says what it is, and what was expected.
+        DatasetError: ``informed`` is no dataset.
+    """
+    if config.informed is None:
+        return
+    began = HistoryDataset(config.informed).manifest
+    here = {"env_id": config.env_id, "privileged": config.privileged, "hidden": list(config.ppo.hidden)}
+    known = {
+        "env_id": began.env_id,
+        "privileged": began.hyperparameters.get("privileged", False),
+        "hidden": list(began.hyperparameters.get("hidden", here["hidden"])),
+    }
+    if known != here:
+        raise ConfigError(f"the learner of {config.informed} had {known}, this has {here}")
 
 
 def check_amount(config: CollectionConfig) -> None:

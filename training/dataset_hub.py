@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from icrl_agents.atomic import write_text_atomically
-from icrl_agents.errors import DatasetError
+from icrl_agents.errors import DatasetError, IcrlError
+from icrl_agents.publishing import make_repository
 from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.lock import DirectoryLock
 from icrl_agents.training.manifest import MANIFEST_FILE, Manifest, check_content, load_manifest
@@ -35,7 +36,7 @@ def push_dataset(
         directory: of the dataset; read and verified first, so that nothing broken is published. A ``README.md`` of
             yours there is its card.
         repo_id: ``"org/name"``; made if need be. What it held before is replaced.
-        private: make it private, if it is made.
+        private: only for those that may see it; default: as its owner has new ones set.
         revision: branch to upload to, made if need be; default: main.
         token: of the Hub; default: that of ``hf auth login`` or ``HF_TOKEN``.
 
@@ -44,6 +45,7 @@ def push_dataset(
 
     Raises:
         DatasetError: the dataset is damaged or not complete, or the Hub refused it.
+        ConfigError: it is to be private, and is there and public.
     """
     directory = Path(directory)
     dataset = HistoryDataset(directory)
@@ -56,7 +58,7 @@ def push_dataset(
 
     api = HfApi(token=token)
     with _asking_the_hub(f"the dataset {repo_id!r} could not be made or found on the Hub"):
-        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        make_repository(api, repo_id, private, "dataset")
     if revision is not None:
         with _asking_the_hub(f"the branch {revision!r} of {repo_id!r} could not be made on the Hub"):
             api.create_branch(repo_id, repo_type="dataset", branch=revision, exist_ok=True)
@@ -204,5 +206,7 @@ def _asking_the_hub(failed: str) -> Iterator[None]:
     """Whatever stops the Hub's client becomes a DatasetError that says what failed."""
     try:
         yield
+    except IcrlError:
+        raise
     except Exception as error:  # the client's transport, and with it the class of its errors, changes by version
         raise DatasetError(f"{failed}: {str(error) or type(error).__name__}") from error

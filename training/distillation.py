@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import mujoco
 import numpy as np
 import torch
 from torch import nn
@@ -45,6 +46,7 @@ from icrl_agents.training.validation import (
     Validator,
     action_loss,
     on_device,
+    require_unseen,
     rollout_on_unseen_tasks,
 )
 from icrl_agents.training.windows import (
@@ -216,6 +218,7 @@ def train(
     dataset.verify()
     if manifest.env_id != config.env_id:
         raise DatasetError(f"{dataset_dir} is of {manifest.env_id}, the run of {config.env_id}")
+    require_unseen(manifest)
     known = manifest.split in split_names(manifest.env_id)
     if rollout is None and config.val_episodes and known:
         rollout = rollout_on_unseen_tasks(manifest, config.val_episodes, config.seed)
@@ -445,7 +448,7 @@ def agent_config(config: DistillationConfig, manifest: Manifest) -> AgentConfig:
         training_episodes=config.episodes,
         split=manifest.split,
         split_hash=manifest.split_hash,
-        mujoco_version=manifest.mujoco_version,
+        mujoco_version=manifest.mujoco_version if config.on_policy is None else mujoco.__version__,
         model=model,
     )
 

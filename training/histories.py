@@ -466,6 +466,11 @@ def _begin(directory: Path, manifest: Manifest) -> Manifest:
         return fresh
     existing = load_manifest(directory)
     differing = difference(existing.identity(), manifest.identity())
+    if differing and existing.progress == Progress():  # it never came to record anything
+        fresh = dataclasses.replace(manifest, progress=Progress())
+        with writing(directory):
+            save_manifest(directory, fresh)
+        return fresh
     if differing:
         raise DatasetError(f"{directory} holds another collection, which differs in: {'; '.join(differing)}")
     check_content(directory, existing.progress.files)

@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from icrl_agents.agent import InContextAgent
 from icrl_agents.atomic import write_text_atomically
 from icrl_agents.config import Head
 from icrl_agents.envs import env_definition, resolve_env_id, short_name
-from icrl_agents.errors import ConfigError
+from icrl_agents.errors import ConfigError, UnknownNameError
 from icrl_agents.evaluation import evaluate
 from icrl_agents.hub import load_checkpoint, resolve, save_checkpoint
 from icrl_agents.plots import plot_results
 from icrl_agents.training.collection import make_rows
-from icrl_agents.training.distillation import TrainingResult, train
+from icrl_agents.training.distillation import DistillationConfig, TrainingResult, train
 from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.lock import writing
 from icrl_agents.training.manifest import MANIFEST_FILE
@@ -80,8 +80,8 @@ def reproduce(
         Seconds that each part took, over all runs of this command: ``collect, train, (finetune,) evaluate``.
 
     Raises:
-        UnknownNameError: no such environment, preset, backbone or method.
-        ConfigError: no such device, or a folder that holds what this would not go on with.
+        UnknownNameError: no such environment, preset, backbone, method or setting.
+        ConfigError: no such device, settings that cannot be, or a folder that holds what this would not go on with.
     """
     env_id = resolve_env_id(env)
     short = short_name(env_id)
@@ -92,7 +92,7 @@ def reproduce(
     finetuned = method == "on-policy" and head == "deterministic" and is_finetuned(env_id, preset)
     distilled = out / f"{name}-distilled" if finetuned else checkpoint
     # What can be known is known before hours of work
-    distillation_preset(env_id, preset, backbone, method)
+    training_config(env_id, backbone=backbone, preset=preset, method=method, **training_options)
     Processes().device(device)
     if finetuned:
         require_finetuning(checkpoint)
@@ -144,6 +144,42 @@ def agent_name(env: str, backbone: str, method: Method, head: Head, mask_rewards
     return f"{env}-{backbone}" + "".join(word for word, holds in parts if holds)
 
 
+def training_config(
+    env_id: str,
+    *,
+    backbone: str,
+    preset: str,
+    method: Method,
+    task_changes: float | None = None,
+    **changes: Any,
+) -> DistillationConfig:
+    """What a preset says, and what is given instead.
+
+    Args:
+        env_id: Gymnasium id.
+        backbone: registered sequence model.
+        preset: ``"laptop"`` or ``"paper"``.
+        method: ``"ad"`` from the histories, or ``"on-policy"``.
+        task_changes: of :class:`OnPolicyConfig`, instead of the preset's.
+        **changes: fields of :class:`DistillationConfig` instead of the preset's; None leaves the preset's.
+
+    Raises:
+        UnknownNameError: no such environment, preset, backbone, method or field.
+        ConfigError: values that cannot be, or tasks that change in lives that are not the student's own.
+    """
+    config = distillation_preset(env_id, preset, backbone, method)
+    known = [field.name for field in fields(config)]
+    for name in changes:
+        if name not in known:
+            raise UnknownNameError("setting of a distillation", name, known)
+    config = replace(config, **{name: value for name, value in changes.items() if value is not None})
+    if task_changes is None:
+        return config
+    if config.on_policy is None:
+        raise ConfigError("tasks change in lives of the student's own: distil with method on-policy")
+    return replace(config, on_policy=replace(config.on_policy, task_changes=task_changes))
+
+
 def run_training(
     env_id: str,
     histories: Path,
@@ -166,21 +202,18 @@ def run_training(
         backbone: registered sequence model.
         preset: ``"laptop"`` or ``"paper"``.
         method: ``"ad"`` from the histories, or ``"on-policy"``.
-        task_changes: of :class:`OnPolicyConfig`, instead of the preset's.
+        task_changes: as of :func:`training_config`.
         device: ``"auto"`` is the GPU if there is one.
         quiet: no progress bar.
-        **changes: fields of :class:`DistillationConfig` instead of the preset's; None leaves the preset's.
+        **changes: as of :func:`training_config`.
 
     Raises:
-        ConfigError: final policies as the target of histories that do not hold what those policies saw, or tasks that
-            change in lives that are not the student's own.
+        ConfigError: as of :func:`training_config`, or final policies as the target of histories that do not hold what
+            those policies saw.
     """
-    config = distillation_preset(env_id, preset, backbone, method)
-    config = replace(config, **{name: value for name, value in changes.items() if value is not None})
-    if task_changes is not None:
-        if config.on_policy is None:
-            raise ConfigError("tasks change in lives of the student's own: distil with method on-policy")
-        config = replace(config, on_policy=replace(config.on_policy, task_changes=task_changes))
+    config = training_config(
+        env_id, backbone=backbone, preset=preset, method=method, task_changes=task_changes, **changes
+    )
     if config.target != "final_policy":
         return train(config, histories, checkpoint, device=device, quiet=quiet)
     dataset = HistoryDataset(histories)

@@ -50,7 +50,7 @@ from icrl_agents.training.parallel import processes_of_environment
 from icrl_agents.training.run_log import RunLog
 from icrl_agents.training.run_state import IDENTITY_FILE, RunState, claim_run, load_run, require_free_for_run, save_run
 from icrl_agents.training.seeds import purpose_seed
-from icrl_agents.training.validation import Rollout, Validation, mean_returns, rollout_on_unseen_tasks
+from icrl_agents.training.validation import Rollout, Validation, mean_returns, require_unseen, rollout_on_unseen_tasks
 
 RECIPE = "reinforcement fine-tuning"
 
@@ -237,6 +237,7 @@ def finetune(
     _check(agent, config)
     on = processes.device(device)
     tasks = _training_tasks(config)
+    require_unseen(tasks)
     if rollout is None:
         rollout = rollout_on_unseen_tasks(tasks, config.val_episodes, config.seed, config.more_val_tasks)
     out_dir = Path(out_dir)

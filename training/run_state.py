@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from icrl_agents.atomic import write_atomically, write_text_atomically
 from icrl_agents.config import from_dict, to_dict
 from icrl_agents.errors import ConfigError, DatasetError
-from icrl_agents.hub import CONFIG_FILE, require_free
+from icrl_agents.hub import CHECKPOINT_FILES, CONFIG_FILE, WEIGHTS_FILE
 from icrl_agents.training.lock import writing
 from icrl_agents.training.manifest import difference
 from icrl_agents.training.optimizers import Optimizers
+from icrl_agents.training.run_log import METRICS_FILE
 
 STATE_FILE = "training_state.safetensors"
 IDENTITY_FILE = "run.json"
@@ -51,11 +52,13 @@ def require_free_for_run(directory: Path) -> None:
         return
     if (directory / CONFIG_FILE).exists():
         raise ConfigError(f"{directory} holds a checkpoint; choose another directory")
-    require_free(directory)
+    theirs = [file for file in (*CHECKPOINT_FILES, METRICS_FILE, STATE_FILE) if (directory / file).exists()]
+    if theirs:
+        raise ConfigError(f"{directory} holds {', '.join(theirs)}, and no run; choose another directory")
 
 
 def claim_run(directory: Path, identity: Mapping[str, Any]) -> None:
-    """Make a directory that of a run, or check that it is.
+    """Make a directory that of a run, or check that it is. A run that never came to save anything is replaced.
 
     Args:
         directory: exists and is locked.
@@ -79,8 +82,12 @@ def claim_run(directory: Path, identity: Mapping[str, Any]) -> None:
     if not isinstance(there, dict):
         raise ConfigError(f"{path} is damaged: expected an object, got {type(there).__name__}")
     differing = difference(there, here)
-    if differing:
+    if not differing:
+        return
+    if (directory / STATE_FILE).exists() or (directory / WEIGHTS_FILE).exists():
         raise ConfigError(f"{directory} holds another run, which differs in: {'; '.join(differing)}")
+    with writing(directory):
+        write_text_atomically(path, json.dumps(here, indent=2) + "\n")
 
 
 def save_run(directory: Path, state: RunState, model: nn.Module, optimizer: Optimizers) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from icrl_agents.agent import InContextAgent
 from icrl_agents.config import AgentConfig
-from icrl_agents.envs import Task, env_definition, task_split
+from icrl_agents.envs import Task, env_definition, split_names, task_split
 from icrl_agents.errors import DatasetError
 from icrl_agents.model import ActionPrediction, InContextModel
 from icrl_agents.training.seeds import purpose_seed
@@ -148,6 +148,31 @@ class TrainedOn(Protocol):
         """The tasks."""
 
 
+def require_unseen(trained_on: TrainedOn) -> None:
+    """Raise where tasks are trained on that have to stay unseen: those of val and test.
+
+    Of a split that is not known here, as that of imported data, they are those of the environment's default split, on
+    which its agents are evaluated.
+
+    Raises:
+        DatasetError: they are, or the split has changed since, so that they may be.
+    """
+    known = split_names(trained_on.env_id)
+    if not known:
+        return
+    split = task_split(trained_on.env_id, trained_on.split if trained_on.split in known else None)
+    if split.name == trained_on.split and split.content_hash != trained_on.split_hash:
+        raise DatasetError(
+            f"the data was collected on split {trained_on.split!r} with hash {trained_on.split_hash}; "
+            f"here it has {split.content_hash}"
+        )
+    if {_text(task) for task in trained_on.tasks} & {_text(task) for task in (*split.val, *split.test)}:
+        raise DatasetError(
+            f"the training tasks ({trained_on.subset}) hold validation or test tasks of split {split.name!r}, which "
+            "have to stay unseen"
+        )
+
+
 def rollout_on_unseen_tasks(trained_on: TrainedOn, episodes: int, seed: int, more_tasks: int = 0) -> Rollout:
     """Roll-outs on the validation tasks of the split that the training tasks are of, and on more.
 
@@ -164,19 +189,10 @@ def rollout_on_unseen_tasks(trained_on: TrainedOn, episodes: int, seed: int, mor
     """
     from icrl_agents.evaluation import rollout
 
+    require_unseen(trained_on)
     split = task_split(trained_on.env_id, trained_on.split)
-    if split.content_hash != trained_on.split_hash:
-        raise DatasetError(
-            f"the data was collected on split {trained_on.split!r} with hash {trained_on.split_hash}; "
-            f"here it has {split.content_hash}"
-        )
-    trained = {_text(task) for task in trained_on.tasks}
-    if trained & {_text(task) for task in (*split.val, *split.test)}:
-        raise DatasetError(
-            f"the training tasks ({trained_on.subset}) hold validation or test tasks, which have to stay unseen"
-        )
     tasks = list(split.val)
-    taken = trained | {_text(task) for task in (*split.val, *split.test)}
+    taken = {_text(task) for task in (*trained_on.tasks, *split.val, *split.test)}
     for task in env_definition(trained_on.env_id).sample_tasks(more_tasks, purpose_seed(seed, "validation tasks")):
         if _text(task) not in taken:
             taken.add(_text(task))

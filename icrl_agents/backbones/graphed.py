@@ -53,7 +53,7 @@ class GraphedStep:
                 for _ in range(WARM_UP):
                     self._module.step(self._x, clone_carry(self._carry))
             torch.cuda.current_stream().wait_stream(aside)
-            with torch.cuda.graph(self._graph):
+            with torch.cuda.graph(self._graph, stream=aside):  # its own default lies on the GPU of its first use
                 self._output, after = self._module.step(self._x, self._carry)
                 _copy(after, self._carry)
 
@@ -69,14 +69,20 @@ class GraphedStep:
             What the module's step returns: the output is the caller's, the carry is consumed by the next call.
 
         Raises:
-            InputError: ``x`` has another shape than at recording.
+            InputError: ``x`` or ``carry`` has another shape than at recording.
         """
         if x.shape != self._x.shape:
             raise InputError(f"x: this step was recorded for shape {list(self._x.shape)}, got {list(x.shape)}")
+        if [leaf.shape for leaf in _tensors(carry)] != [leaf.shape for leaf in _tensors(self._carry)]:
+            raise InputError(f"carry: this step was recorded for one of {len(self._x)} rows")
         self._x.copy_(x)
         _copy(carry, self._carry)
         self._graph.replay()
         return _clone(self._output), self._carry
+
+
+def _tensors(carry: Carry) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(carry) if isinstance(leaf, Tensor)]
 
 
 def _copy(source: Carry, target: Carry) -> None:

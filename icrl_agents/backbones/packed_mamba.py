@@ -5,6 +5,7 @@ weights lie and how the call works: :mod:`icrl_agents.kernels.cpu_step`.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -21,7 +22,7 @@ from icrl_agents.kernels.cpu_step import LANES, LOG2_E, TAKEN
 from icrl_agents.kernels.threads import run_pieces
 
 if TYPE_CHECKING:
-    from icrl_agents.backbones.mamba import BlockCarry, Mamba, S6Block
+    from icrl_agents.backbones.mamba import BlockCarry, Mamba, MambaConfig, S6Block
 
 ALONE = 2**21
 """Products (weights times rows) up to which a second thread costs more than it brings."""
@@ -59,14 +60,15 @@ class PackedMamba:
 
     @staticmethod
     def accepts(backbone: "Mamba") -> bool:
-        """Whether all its parts are plain and all its weights float32 on the CPU, outside inference mode."""
+        """Whether it is built as its config says, of plain parts, all float32 on the CPU, outside inference mode."""
         parts = list(_watched(backbone))
         plain = all(_is_plain(part) for _, _, part in parts if isinstance(part, nn.Module) and not _holds(part))
-        return plain and all(
+        in_place = plain and all(
             part.dtype == torch.float32 and part.device.type == "cpu" and not part.is_inference()
             for _, _, part in parts
             if isinstance(part, Tensor)
         )
+        return in_place and _structure(backbone) == _structure_of(backbone.config)
 
     def refresh(self) -> bool:
         """Pack again if the weights are not those that were packed; False if they cannot be packed any more."""
@@ -122,7 +124,7 @@ class PackedMamba:
     def _writable(self, carry: "tuple[BlockCarry, ...]", batch: int) -> "tuple[tuple[BlockCarry, ...], list[Tensor]]":
         """A carry that may be written to, nearly always the one given, and its tensors."""
         channels, _, states = self._sizes
-        expected = [(batch, self._taps, channels), (batch, states, channels)] * len(self.backbone.layers)
+        expected = [(batch, self._taps, channels), (batch, states, channels)] * self._layers
         leaves = [leaf for block in carry for leaf in block]
         if list(map(_shape, leaves)) != expected:
             raise InputError(f"carry: expected shapes {expected}, got {[tuple(leaf.shape) for leaf in leaves]}")
@@ -145,6 +147,7 @@ class PackedMamba:
             and fused_steps() == self._fused_steps
             and not any(self._hooks)
             and all(map(is_, map(dict.get, self._owners, self._names), self._parts))
+            and list(map(len, self._holders)) == self._held
             and list(map(_version, weights)) == self._versions
             and list(map(Tensor.data_ptr, weights)) == self._places
         )
@@ -154,7 +157,7 @@ class PackedMamba:
         backbone = self.backbone
         config, layers = backbone.config, backbone.layers
         channels, rank, states = config.d_inner, config.delta_rank, config.d_state
-        self._taps = config.d_conv - 1
+        self._layers, self._taps = len(layers), config.d_conv - 1
         self._sizes = (channels, rank, states)
         blocks, outer = -(-channels // LANES), -(-config.d_model // LANES)
         self._shape = (blocks, -(-(rank + 2 * states) // LANES), outer)  # blocks, P, Q
@@ -170,6 +173,8 @@ class PackedMamba:
         self._owners = [owner for owner, _, _ in watched]
         self._names = [name for _, name, _ in watched]
         self._parts = [part for _, _, part in watched]
+        self._holders = list({id(owner): owner for owner in self._owners}.values())
+        self._held = list(map(len, self._holders))
         self._hooks = [hooks for part in self._parts if isinstance(part, PLAIN) for hooks in _hooks(part)]
         self._weights = [part for part in self._parts if isinstance(part, Tensor)]
         self._versions = [weight._version for weight in self._weights]
@@ -205,13 +210,29 @@ def _hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
 
 
 def _holds(module: nn.Module) -> bool:
-    """Whether a module of the stack is one that holds those with weights: a layer or its block."""
-    return hasattr(module, "mixer") or hasattr(module, "in_proj")
+    """Whether a module of the stack is one that holds those with weights: the layers, one of them, or its block."""
+    return isinstance(module, nn.ModuleList) or hasattr(module, "mixer") or hasattr(module, "in_proj")
+
+
+def _structure(backbone: "Mamba") -> tuple[list[str], list[tuple[str, torch.Size]]]:
+    """What its modules are, biases and epsilons included, and the shapes of its weights."""
+    shapes = [(name, weight.shape) for name, weight in backbone.named_parameters()]
+    return [repr(module) for module in backbone.children()], shapes
+
+
+@lru_cache
+def _structure_of(config: "MambaConfig") -> tuple[list[str], list[tuple[str, torch.Size]]]:
+    """The same of a stack that was just built."""
+    from icrl_agents.backbones.mamba import Mamba
+
+    with torch.device("meta"):
+        return _structure(Mamba(config))
 
 
 def _watched(backbone: "Mamba") -> Iterator[tuple[dict[str, Any], str, Any]]:
     """All modules and weights of a stack, each with the dictionary and the name that it has in its owner."""
-    holders = [cast(nn.Module, backbone.layers), *backbone.layers, *(layer.mixer for layer in backbone.layers)]
+    layers = backbone.layers
+    holders = [backbone, cast(nn.Module, layers), *layers, *(layer.mixer for layer in layers)]
     for owner in holders:
         for name, module in owner._modules.items():
             yield owner._modules, name, module

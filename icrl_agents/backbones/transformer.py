@@ -10,15 +10,15 @@ encoded twice or moved. Rotary positions are arXiv 2104.09864, section 3.4.2.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icrl_agents.backbones.base import Backbone
+from icrl_agents.backbones.base import Backbone, clone_carry
 from icrl_agents.errors import ConfigError, ContextOverrunError
 
 ROTARY_BASE = 10_000.0
@@ -149,8 +149,14 @@ class Transformer(Backbone):
         if config.position == "absolute":
             self.position_embedding = nn.Parameter(0.02 * torch.randn(config.max_positions, config.d_model))
         else:
-            exponent = torch.arange(0, head, 2) / head
-            self.register_buffer("frequencies", ROTARY_BASE**-exponent, persistent=False)  # [Dh / 2]
+            self.register_buffer("frequencies", _rotary_frequencies(head), persistent=False)  # [Dh / 2]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        if self.config.position == "rotary":  # moved, but never rounded with the weights
+            exact = _rotary_frequencies(self.d_model // self.config.n_heads)
+            self.frequencies = exact.to(self.frequencies.device)
+        return self
 
     def initial_carry(
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -167,8 +173,9 @@ class Transformer(Backbone):
         self, x: Tensor, carry: TransformerCarry | None = None, forget_before: Tensor | None = None
     ) -> tuple[Tensor, TransformerCarry]:
         batch, length, _ = x.shape
-        if not length:
-            return x, self.initial_carry(batch, device=x.device, dtype=x.dtype) if carry is None else carry
+        if not length:  # a carry of its own, which the next step may write to
+            fresh = self.initial_carry(batch, device=x.device, dtype=x.dtype) if carry is None else clone_carry(carry)
+            return x, fresh
         width = self.config.context_length
         start = torch.zeros(batch, dtype=torch.int64, device=x.device) if carry is None else carry.positions
         past = 0 if carry is None or not batch else min(width - 1, int(start.max()))
@@ -216,14 +223,20 @@ class Transformer(Backbone):
         """Inputs ``[B, L, D]`` at ``positions`` ``[B or 1, L]``: absolute ones added, rotary ones returned."""
         if self.config.position == "rotary":
             angles = positions[:, :, None, None, None].double() * self.frequencies.double()
-            angles = angles.remainder(2 * math.pi).to(x.dtype)  # float32 is too coarse far out
-            return x, Turn(angles.cos(), angles.sin())
+            exact = torch.promote_types(x.dtype, torch.float32)
+            angles = angles.remainder(2 * math.pi).to(exact)  # float32 is too coarse far out
+            return x, Turn(angles.cos().to(x.dtype), angles.sin().to(x.dtype))
         limit = self.config.max_positions
         if positions.numel() and int(positions.max()) >= limit:
             raise ContextOverrunError(
                 f"step {int(positions.max()) + 1} of a task; this transformer has {limit} absolute positions"
             )
         return x + self.position_embedding[positions], None
+
+
+def _rotary_frequencies(head: int) -> Tensor:
+    """``[Dh / 2]`` float32."""
+    return ROTARY_BASE ** -(torch.arange(0, head, 2, dtype=torch.float32) / head)
 
 
 def positions_since_forget(start: Tensor, forget_before: Tensor | None, length: int) -> Tensor:

@@ -119,7 +119,7 @@ def selective_scan(
     _check("z", z, (batch, length, channels))
     _check("delta_bias", delta_bias, (channels,))
     _check("initial_state", initial_state, (batch, states, channels))
-    _check("forget_before", forget_before, (batch, length))
+    _check_forget(forget_before, u)
     real = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     remembers = initial_state is not None or forget_before is not None
     run = choose(kernel, SCAN, *real, remembers=remembers).selective_scan
@@ -210,11 +210,11 @@ def causal_conv(
         UnknownNameError: no such kernel.
         ConfigError: a kernel was named that is not there or does not serve these arguments.
     """
-    batch, length, channels = _sizes("x", x, "batch", "length", "channels")
+    batch, _, channels = _sizes("x", x, "batch", "length", "channels")
     taps = _taps(weight, channels)
     _check("bias", bias, (channels,))
     _check("initial_taps", initial_taps, (batch, taps, channels))
-    _check("forget_before", forget_before, (batch, length))
+    _check_forget(forget_before, x)
     run = choose(kernel, CONV, x, weight, bias, initial_taps).causal_conv
     y = run(x, weight, bias, initial_taps, forget_before)
     return y, _final_taps(x, taps, initial_taps, forget_before)
@@ -285,6 +285,14 @@ def _taps(weight: Tensor, channels: int) -> int:
 def _check(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
     if x is not None and tuple(x.shape) != shape:
         raise InputError(f"{name}: expected shape {list(shape)}, got {list(x.shape)}")
+
+
+def _check_forget(forget_before: Tensor | None, x: Tensor) -> None:
+    """What a kernel may read as bytes beside ``x`` ``[B, L, E]``."""
+    _check("forget_before", forget_before, tuple(x.shape[:2]))
+    if forget_before is not None and (forget_before.dtype != torch.bool or forget_before.device != x.device):
+        given = f"{forget_before.dtype} on {forget_before.device}"
+        raise InputError(f"forget_before: expected {torch.bool} on {x.device}, got {given}")
 
 
 __all__ = [

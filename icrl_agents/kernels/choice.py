@@ -126,9 +126,18 @@ def available_kernels() -> tuple[str, ...]:
     return tuple(name for name in _KERNELS if not why_unavailable(name))
 
 
+def named_kernel() -> str | None:
+    """The kernel that ``ICRL_KERNEL`` names, if any.
+
+    Raises:
+        UnknownNameError: no such kernel.
+    """
+    return _named(None)[0]
+
+
 def compiled() -> bool:
     """Whether float32 on the CPU runs compiled: numba is there, and ``ICRL_KERNEL`` names no other kernel."""
-    return _named(None)[0] in (None, "cpu") and _load("cpu")[0] is not None
+    return named_kernel() in (None, "cpu") and _load("cpu")[0] is not None
 
 
 def kernel_status() -> tuple[KernelStatus, ...]:

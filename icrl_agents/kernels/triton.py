@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from triton import cdiv, next_power_of_2
 
+from icrl_agents.errors import InputError
 from icrl_agents.kernels import reference, triton_conv, triton_scan
 
 SPAN = 64
@@ -21,6 +22,8 @@ CHANNELS = 32
 """Channels of one program: 128 bytes side by side, what a GPU reads at once."""
 WARPS, BACKWARD_WARPS, STEP_WARPS = 8, 16, 1
 """Of one program: as few as keep its tiles in registers by ptxas's count (95, 128 and 64 a thread at N = 16)."""
+GRID_LIMIT = 65_535
+"""Programs along all axes of CUDA's grids but the first."""
 
 
 def selective_scan(
@@ -243,7 +246,13 @@ def _chain(states: Tensor, sums: Tensor, A_t: Tensor, first: Tensor, last: Tenso
 
 
 def _launch(program: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """Run ``program`` on the device where its first argument lies."""
+    """Run ``program`` on the device where its first argument lies.
+
+    Raises:
+        InputError: more rows, or spans of time, than CUDA's grids have.
+    """
+    if max(grid[1:]) > GRID_LIMIT:
+        raise InputError(f"the kernel triton takes at most {GRID_LIMIT} rows, and as many spans, got {grid[1:]}")
     run: Callable[..., object] = program[grid]
     with torch.cuda.device_of(arguments[0]):
         run(*arguments, **options)

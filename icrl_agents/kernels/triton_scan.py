@@ -22,8 +22,9 @@ import triton.language as tl
 
 @triton.jit
 def then(decay_1, input_1, decay_2, input_2):
-    """Two steps h -> decay h + input, one after the other, as one."""
-    return decay_1 * decay_2, decay_2 * input_1 + input_2
+    """Two steps h -> decay h + input, one after the other, as one. A decay of -1 forgets h, even if it is no number."""
+    decay = tl.where((decay_1 < 0) | (decay_2 < 0), -1.0, decay_1 * decay_2)
+    return decay, tl.where(decay_2 < 0, input_2, decay_2 * input_1 + input_2)
 
 
 @triton.jit
@@ -85,15 +86,16 @@ def span_ends(
     forgets = load_forgets(forget, times, seen, FORGETS)
     if FORGETS:
         cut = tl.cumsum(load_forgets(forget, times + 1, followed, FORGETS).to(tl.int32), 0, reverse=True) > 0
-        dtx = tl.where(cut[:, None], 0.0, dtx)
     place = (row * tl.num_programs(1) + span) * E + channels
     tl.store(sums + place, tl.where(tl.max(forgets.to(tl.int32), 0) > 0, -1.0, tl.sum(dt, 0)), mask=within)
     place = (row * tl.num_programs(1) + span) * N * E + channels
     for n in range(N):
         decay = tl.load(A + n * E + channels, mask=within, other=0.0)
         inward = tl.load(B + times * N + n, mask=seen, other=0.0)
-        end = tl.sum(tl.exp(later * decay[None, :]) * dtx * inward[:, None], 0)
-        tl.store(ends + place + n * E, end, mask=within)
+        left = tl.exp(later * decay[None, :]) * dtx * inward[:, None]
+        if FORGETS:
+            left = tl.where(cut[:, None], 0.0, left)
+        tl.store(ends + place + n * E, tl.sum(left, 0), mask=within)
 
 
 @triton.jit
@@ -119,8 +121,7 @@ def chain_spans(
         added = tl.load(place, mask=mask, other=0.0)
         total = tl.load(sums + (row * spans + span) * E + channels, mask=within, other=0.0)
         tl.store(place, state, mask=mask)
-        kept = tl.where((total < 0)[None, :], 0.0, tl.exp(decay * total[None, :]))
-        state = kept * state + added
+        state = tl.where((total < 0)[None, :], added, tl.exp(decay * total[None, :]) * state + added)
     tl.store(last + row * N * E + tile, state, mask=mask)
 
 
@@ -151,9 +152,11 @@ def scan_spans(
         inward = tl.load(B + times * N + n, mask=seen, other=0.0)
         outward = tl.load(C + times * N + n, mask=seen, other=0.0)
         kept = tl.exp(dt * decay[None, :])
+        carried = tl.where((inside == 0)[:, None], kept * start[None, :], 0.0)
         if FORGETS:
-            kept = tl.where(forgets[:, None], 0.0, kept)
-        added = dtx * inward[:, None] + tl.where((inside == 0)[:, None], kept * start[None, :], 0.0)
+            kept = tl.where(forgets[:, None], -1.0, kept)
+            carried = tl.where(forgets[:, None], 0.0, carried)
+        added = dtx * inward[:, None] + carried
         _, state = tl.associative_scan((kept, added), 0, then)
         out += outward[:, None] * state
     if GATED:
@@ -185,13 +188,14 @@ def span_ends_backward(
         grad *= gate * sigmoid(gate)
     if FORGETS:
         cut = tl.cumsum(load_forgets(forget, times, seen, FORGETS).to(tl.int32), 0) > 0
-        grad = tl.where(cut[:, None], 0.0, grad)
     place = (row * tl.num_programs(1) + span) * N * E + channels
     for n in range(N):
         decay = tl.load(A + n * E + channels, mask=within, other=0.0)
         outward = tl.load(C + times * N + n, mask=seen, other=0.0)
-        end = tl.sum(tl.exp(so_far * decay[None, :]) * grad * outward[:, None], 0)
-        tl.store(ends + place + n * E, end, mask=within)
+        passed = tl.exp(so_far * decay[None, :]) * grad * outward[:, None]
+        if FORGETS:
+            passed = tl.where(cut[:, None], 0.0, passed)
+        tl.store(ends + place + n * E, tl.sum(passed, 0), mask=within)
 
 
 @triton.jit
@@ -245,14 +249,14 @@ def scan_spans_backward(
         inward_before = tl.load(B + (times - 1) * N + n, mask=preceded, other=0.0)
         outward = tl.load(C + times * N + n, mask=seen, other=0.0)
         # the state before each step, not after it: h - input would lose a state that is small beside the input
-        kept = tl.where(forgets_before, 0.0, tl.exp(dt_before * decay[None, :]))
+        kept = tl.where(forgets_before, -1.0, tl.exp(dt_before * decay[None, :]))
         _, before = tl.associative_scan(
             (kept, tl.where(first, start[None, :], dtx_before * inward_before[:, None])), 0, then
         )
-        kept = tl.where(forgets_after, 0.0, tl.exp(dt_after * decay[None, :]))
+        kept = tl.where(forgets_after, -1.0, tl.exp(dt_after * decay[None, :]))
         added = grad * outward[:, None] + tl.where(last, grad_end[None, :], 0.0)
         _, grad_state = tl.associative_scan((kept, added), 0, then, reverse=True)
-        carried = tl.where(forgets, 0.0, tl.exp(dt * decay[None, :])) * before
+        carried = tl.where(forgets, 0.0, tl.exp(dt * decay[None, :]) * before)
         state = carried + dt * x * inward[:, None]
         out += outward[:, None] * state
         through_input += grad_state * inward[:, None]

@@ -181,6 +181,8 @@ class _Check:
         _, later = self.backbone(self.probe, carry)
         for t in range(PROBE_STEPS):  # may reuse the memory of later, which must not be that of carry
             _, later = self.backbone.step(self.probe[:, t], later)
+        _, later = self.backbone(self.probe[:, :0], carry)  # no step forward is one
+        self.backbone.step(self.probe[:, 0], later)
         for before, after in zip(pytree.tree_leaves(kept), pytree.tree_leaves(carry), strict=True):
             require(torch.equal(before, after), "forward, or a step after it, changes the carry it was given")
 

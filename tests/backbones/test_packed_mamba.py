@@ -200,6 +200,26 @@ def fused_optimizer(backbone):
     optimizer.step()
 
 
+def fewer_layers(backbone):
+    backbone.layers = backbone.layers[:1]
+
+
+def more_layers(backbone):
+    backbone.layers.append(lively(SMALL, seed=5).layers[0])
+
+
+def replace_norm(backbone):
+    backbone.norm_f = lively(SMALL, seed=5).norm_f
+
+
+def give_a_bias(backbone):
+    backbone.layers[0].mixer.in_proj = torch.nn.Linear(24, 96)
+
+
+def other_epsilon(backbone):
+    backbone.layers[0].norm = torch.nn.RMSNorm(24, eps=0.1)
+
+
 CHANGES = [
     fused_optimizer,
     lambda backbone: backbone.layers[0].mixer.A_log.add_(1.0),
@@ -209,19 +229,30 @@ CHANGES = [
     replace_module,
     replace_layer,
     edit_data,
+    fewer_layers,
+    more_layers,
+    replace_norm,
+    give_a_bias,
+    other_epsilon,
 ]
 
 
 @pytest.mark.parametrize("change", CHANGES)
 @torch.no_grad()
 def test_new_weights_are_noticed(change):
+    """Also those of other modules; a stack that is not what its config says is stepped one after the other."""
     backbone = lively(SMALL)
     pack = backbone.pack()
     for step in (backbone.step, pack.step):
         assert_same(backbone, step)
     change(backbone)
-    for step in (backbone.step, pack.step):
-        assert_same(backbone, step)
+    assert_same(backbone, backbone.step)
+    if PackedMamba.accepts(backbone):
+        assert_same(backbone, pack.step)
+    else:
+        assert change in (fewer_layers, more_layers, give_a_bias, other_epsilon)
+        with pytest.raises(ConfigError, match="modules are its own"):
+            pack.step(torch.ones(1, 24), backbone.initial_carry(1))
 
 
 @torch.no_grad()

@@ -106,7 +106,8 @@ class Hub(BaseHTTPRequestHandler):
             self._json([entry(name, content) for name, content in repository.files.items()])
         else:
             siblings = [{"rfilename": name} for name in repository.files]
-            self._json({"id": path.split("/")[3], "sha": repository.head, "siblings": siblings})
+            about = {"id": path.split("/")[3], "sha": repository.head, "private": repository.private}
+            self._json({**about, "siblings": siblings})
 
     def _file(self, repository, name, head):
         if name not in repository.files:

@@ -85,6 +85,17 @@ def test_a_pushed_checkpoint_leaves_nothing_of_an_earlier_one(server, client, ma
     assert sorted(files) == ["README.md", "config.json", "model.safetensors", "notes.md"]
 
 
+def test_what_is_to_be_private_never_goes_to_a_public_repository(server, client, mine):
+    client(PUSH.replace(", private=True", ""), str(mine))
+    repository = server.repositories["org/agent"]
+    assert not repository.private  # as the owner has it, who said nothing
+    (mine / "curve.png").write_bytes(b"for nobody else")
+    before = dict(repository.files)
+    attempt = ATTEMPTS + 'import sys\nattempt(push_to_hub, sys.argv[1], "org/agent", private=True)'
+    assert client(attempt, str(mine)).startswith("ConfigError 'org/agent' is on the Hub, for everybody to see")
+    assert repository.files == before
+
+
 def test_a_private_repository_needs_a_token(server, client, mine):
     client(PUSH, str(mine))
     code = ATTEMPTS + 'attempt(InContextAgent.from_pretrained, "org/agent"{})'
@@ -125,7 +136,7 @@ for name, revision in (("org/agent", None), ("org/agent", "v9"), ("org/nothing",
     assert all("no checkpoint 'org/" in line and "reacher-goal-mamba" in line for line in lines)
     lines = client(code, HF_HUB_OFFLINE="1").splitlines()
     assert len(lines) == 3
-    assert all("not in the local cache" in line for line in lines)
+    assert all("the local cache does not have it" in line and "no directory 'org/" in line for line in lines)
 
 
 def test_files_that_change_on_the_way_are_refused(server, client, mine):
@@ -148,7 +159,7 @@ attempt(InContextAgent.from_pretrained, "reacher-goal-mamba")
     made, named, read, bundled = client(code, HF_ENDPOINT="http://127.0.0.1:1").splitlines()
     assert "the repository 'org/agent' could not be made or found on the Hub: " in made
     assert "'no/such/name'" in named
-    assert "'org/agent' is not in the local cache and the Hub cannot be reached" in read
+    assert "no directory 'org/agent' here, the local cache does not have it, and the Hub cannot be reached" in read
     assert bundled == "done"  # needs no network
 
 

@@ -8,6 +8,7 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from icrl_agents.backbones.mamba import Mamba, MambaConfig
+from icrl_agents.errors import InputError
 from icrl_agents.kernels import causal_conv, conv_step, selective_scan, selective_step, triton
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -122,6 +123,30 @@ def test_extremes_of_step_size_and_decay_are_finite_and_right():
         for channel, expected in enumerate(by_channel):
             got = fast[name] if name in ("A", "D", "delta_bias") else fast[name].movedim(-1, 0)
             assert_near(got[channel], expected, f"{name}, channel {channel}")
+
+
+@pytest.mark.parametrize("name", ["u", "delta", "B", "C", "z", "initial_state"])
+def test_what_is_not_a_number_stays_so_until_it_is_forgotten(name):
+    """Three spans: it is forgotten in the one where it came, or in the next, or comes in the last."""
+    arguments = scan_arguments(3, 18, 3, 2, 1.0, 0)
+    forget = torch.zeros(3, 18, dtype=torch.bool, device=DEVICE)
+    forget[0, 3] = forget[1, 10] = True
+    if name == "initial_state":
+        arguments[name].view(-1)[0] = torch.nan
+    else:
+        for row, t in enumerate((1, 1, 17)):
+            arguments[name][row, t, 0] = torch.nan
+    fast = results_and_gradients(selective_scan, arguments, kernel="triton", forget_before=forget)
+    double = {k: x.double() for k, x in arguments.items()}
+    exact = results_and_gradients(selective_scan, double, kernel="reference", forget_before=forget)
+    for of, value in exact.items():
+        assert torch.equal(fast[of].isnan(), value.isnan()), of
+
+
+def test_more_rows_than_a_grid_has_are_an_error(monkeypatch):
+    monkeypatch.setattr(triton, "GRID_LIMIT", 2)
+    with pytest.raises(InputError, match="at most 2 rows"):
+        selective_scan(**scan_arguments(3, 2, 3, 2, 1.0, 0), kernel="triton")
 
 
 @SEARCH

@@ -1,8 +1,10 @@
 """Collecting histories: what is recorded happened, and an interrupted collection ends as an uninterrupted one."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -12,10 +14,11 @@ import torch
 from icrl_agents.envs import env_definition, task_split
 from icrl_agents.errors import ConfigError, DatasetError, TaskError, UnknownNameError
 from icrl_agents.training.collection import CollectionConfig, collect, collection_manifest, tasks_of_subset
-from icrl_agents.training.histories import HistoryDataset
+from icrl_agents.training.histories import HistoryDataset, HistoryWriter
 from icrl_agents.training.sources.policies import SnapshotPolicies, snapshot_by_task
 from icrl_agents.training.sources.ppo import PPOConfig, TaskParallelPPO
 from icrl_agents.training.sources.presets import PAPER_SB3, run_collection
+from icrl_agents.training.sources.sac import SACConfig, TaskParallelSAC
 
 ENV_ID = "icrl/ReacherGoal-v0"
 TINY = CollectionConfig(
@@ -87,6 +90,34 @@ def test_another_collection_in_the_same_folder_is_refused(dataset: HistoryDatase
     collect(replace(TINY, steps_per_task=200), tmp_path, quiet=True)
     with pytest.raises(DatasetError, match="seed"):
         collect(replace(TINY, steps_per_task=200, seed=1), tmp_path, quiet=True)
+
+
+def test_a_collection_that_recorded_nothing_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HistoryWriter, "append", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        collect(TINY, tmp_path, quiet=True)
+    monkeypatch.undo()
+    assert (tmp_path / "manifest.json").exists()
+    made = collect(replace(TINY, steps_per_task=200, seed=1), tmp_path, quiet=True)
+    assert (made.manifest.seed, made.manifest.progress.steps) == (1, 100)
+
+
+@pytest.mark.parametrize("sac", [None, SACConfig(learning_starts=20, hidden=(8,))])
+def test_a_learner_that_diverges_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sac: SACConfig | None
+) -> None:
+    def lost(self: Any, *given: Any) -> torch.Tensor:
+        found = whole(self, *given)
+        actions = found if isinstance(found, torch.Tensor) else found[0]
+        actions[3] = torch.nan
+        return found
+
+    cls, name = (TaskParallelPPO, "mean_action") if sac is None else (TaskParallelSAC, "act")
+    whole = getattr(cls, name)
+    monkeypatch.setattr(cls, name, lost)
+    third = task_split(ENV_ID).val[3]["goal"]
+    with pytest.raises(ConfigError, match=rf"diverged.*{re.escape(str(third))}.*lower learning_rate"):
+        collect(replace(TINY, sac=sac, shard_steps=100), tmp_path, quiet=True)
 
 
 def test_more_tasks_than_the_splits_own() -> None:

@@ -15,7 +15,7 @@ from icrl_agents.backbones import backbone_names, make_backbone
 from icrl_agents.backbones.weights import BackboneConfig, save_backbone
 from icrl_agents.config import ModelConfig
 from icrl_agents.envs import task_split
-from icrl_agents.errors import ConfigError, DatasetError, MissingExtraError, UnknownNameError
+from icrl_agents.errors import ConfigError, DatasetError, IcrlError, MissingExtraError, UnknownNameError
 from icrl_agents.hub import load_checkpoint
 from icrl_agents.model import ActionPrediction, InContextModel
 from icrl_agents.training import distillation
@@ -280,6 +280,34 @@ def test_another_run_is_refused_and_nothing_is_overwritten(data, tmp_path, make_
     (tmp_path / "out/run.json").unlink()
     with pytest.raises(ConfigError, match="holds a checkpoint"):
         quietly(config(updates=2), data, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "curve.png", "metrics.jsonl"])
+def test_what_is_not_of_a_run_is_known_before_the_first_update(data, tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("my own")
+    with pytest.raises(ConfigError, match=f"out holds {name}, and no run"):
+        quietly(config(updates=2), data, tmp_path / "out")
+    assert (tmp_path / "out" / name).read_text() == "my own"
+    assert not (tmp_path / "out/run.json").exists()
+
+
+def test_a_run_that_never_began_is_replaced(data, tmp_path):
+    with pytest.raises(IcrlError):
+        quietly(config(updates=2, init_backbone=str(tmp_path / "nowhere")), data, tmp_path / "out")
+    assert (tmp_path / "out/run.json").exists()
+    quietly(config(updates=2), data, tmp_path / "out")
+    assert [row["update"] for row in metrics(tmp_path / "out")][-1] == 2
+
+
+def test_tasks_that_are_held_out_are_never_trained_on(make_dataset, tmp_path):
+    """Whether or not there are roll-outs, and in data whose split is not known here."""
+    test = task_split("icrl/ReacherGoal-v0").test[:4]
+    for name, split in (("named", {}), ("imported", {"split": "imported", "split_hash": "0"})):
+        make_dataset(tmp_path / name, tasks=test, subset="test", **split)
+        for changes, arguments in (({"val_episodes": 0}, {}), ({}, {"rollout": lambda agent: np.zeros((1, 1))})):
+            with pytest.raises(DatasetError, match="validation or test tasks of split 'paper'"):
+                quietly(config(updates=2, **changes), tmp_path / name, tmp_path / "out", **arguments)
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '"text"', '{"config": ' + "1" * 5000 + "}", "[" * 100_000])

@@ -15,7 +15,7 @@ from icrl_agents.training.histories import HistoryWriter
 from icrl_agents.training.sources.action_bounds import ActionBounds
 from icrl_agents.training.sources.policies import snapshot_by_task
 from icrl_agents.training.sources.replay import ReplayBuffer
-from icrl_agents.training.sources.rollouts import Recording, StepRecorder, told
+from icrl_agents.training.sources.rollouts import Recording, StepRecorder, require_finite, told
 from icrl_agents.training.sources.sac import SACConfig, TaskParallelSAC
 
 
@@ -70,6 +70,7 @@ class OffPolicySource:
                 self._bounds.from_unit(x.reshape(len(seen), -1))
                 for x in self.learner.act(seen.reshape(*self._shape, -1))
             )
+            require_finite(actions, self.env, t)
             self.observations = recorder.step(t, self.env, actions, means)
             self._remember({name: array[:, t : t + 1] for name, array in recorder.arrays.items()})
             self.learner.learn(self.replay)

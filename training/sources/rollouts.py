@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from icrl_agents.envs import MetaVectorEnv
+from icrl_agents.errors import ConfigError
 from icrl_agents.training.sources.ppo import Rollout, TaskParallelPPO
 
 
@@ -112,6 +113,7 @@ class RolloutCollector:
             executed, means = (
                 np.clip(x, self._low, self._high) for x in (sampled[:, t], mean.reshape(rows, n_a).numpy())
             )
+            require_finite(executed, env, t)
             self.observations = recorder.step(t, env, executed, means)
             if self.privileged:
                 following[:, t] = env.following_privileged
@@ -127,6 +129,21 @@ class RolloutCollector:
             )
         )
         return Rollout(*per_learner), recorder.recording()
+
+
+def require_finite(actions: np.ndarray, env: MetaVectorEnv, step: int) -> None:
+    """Raise where a learner's actions ``[H, A]`` are no numbers any more.
+
+    Raises:
+        ConfigError: says in which task.
+    """
+    finite = np.isfinite(actions).all(1)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise ConfigError(
+            f"learning diverged: at step {step} of a roll-out the actions in task {env.tasks[row]} are not finite; "
+            "try a lower learning_rate"
+        )
 
 
 def told(observations: np.ndarray, *more: np.ndarray) -> np.ndarray:

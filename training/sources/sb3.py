@@ -10,9 +10,11 @@ import inspect
 import multiprocessing
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -123,6 +125,7 @@ def collect_sb3(
     task_index: int,
     options: Mapping[str, Any],
     *,
+    seed: int | None = None,
     quiet: bool = False,
 ) -> HistoryDataset:
     """Train one SB3 algorithm on one task and record every step.
@@ -135,6 +138,7 @@ def collect_sb3(
         directory: of the dataset, new.
         task_index: which task of the subset.
         options: keyword arguments of the algorithm's class.
+        seed: of the learner; default: ``config.seed``, which sampled tasks are drawn by, too.
         quiet: no progress bar.
 
     Returns:
@@ -150,7 +154,8 @@ def collect_sb3(
     if not 0 <= task_index < len(manifest.tasks):
         raise TaskError(f"{config.subset} has the tasks 0 to {len(manifest.tasks) - 1}, got {task_index}")
     task = manifest.tasks[task_index]
-    manifest = dataclasses.replace(manifest, tasks=(task,), subset=f"{config.subset}[{task_index}]")
+    seed = config.seed if seed is None else seed
+    manifest = dataclasses.replace(manifest, tasks=(task,), subset=f"{config.subset}[{task_index}]", seed=seed)
     with HistoryWriter.create_or_resume(directory, manifest) as writer:
         if not writer.complete:
             if writer.steps:
@@ -158,12 +163,12 @@ def collect_sb3(
             envs = DummyVecEnv([lambda: gymnasium.make(config.env_id, task=task) for _ in range(config.streams)])
             recorder = HistoryRecorder(envs, config.shard_steps, writer.append)
             own = copy.deepcopy(dict(options))  # SB3 writes into policy_kwargs
-            model = ALGORITHMS[algorithm]("MlpPolicy", recorder, seed=config.seed, device="cpu", **own)
+            model = ALGORITHMS[algorithm]("MlpPolicy", recorder, seed=seed, device="cpu", **own)
             recorder.model = model
             with collection_progress(quiet) as bar:
                 callback = StepLimit(config.steps, config.streams, bar)
                 model.learn(config.steps * config.streams, callback=callback)
-            writer.finish([_final_return(model, config.env_id, task, config.seed)])
+            writer.finish([_final_return(model, config.env_id, task, seed)])
     return HistoryDataset(directory)
 
 
@@ -203,14 +208,7 @@ def collect_sb3_tasks(
     with HistoryWriter.create_or_resume(directory, manifest) as writer:
         if not writer.complete:
             runs = [
-                partial(
-                    _run_task,
-                    algorithm,
-                    dataclasses.replace(config, seed=learner_seed(config.seed, task)),
-                    folder / f"{task:05d}",
-                    task,
-                    options,
-                )
+                partial(_run_task, algorithm, config, folder / f"{task:05d}", task, options)
                 for task in range(len(manifest.tasks))
             ]
             with collection_progress(quiet) as bar:
@@ -240,8 +238,11 @@ def _in_processes(runs: Sequence[Callable[[], None]], jobs: int) -> Iterator[Non
         try:
             for future in as_completed([pool.submit(run) for run in runs]):
                 yield future.result()
-        except Exception:
-            pool.shutdown(cancel_futures=True)  # what is under way is kept
+        except BrokenProcessPool:
+            raise DatasetError("a process that learned a task was killed; the same command goes on") from None
+        except Exception as error:
+            pool.shutdown(wait=False, cancel_futures=True)  # what is under way is kept, and waited for
+            print(f"a task failed, those under way are finished first: {error}", file=sys.stderr, flush=True)
             raise
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -264,13 +265,14 @@ def _end_with_the_parent() -> None:
 
 
 def _run_task(algorithm: str, config: CollectionConfig, directory: Path, task: int, options: Mapping[str, Any]) -> None:
-    """One run of many; what was interrupted begins again."""
+    """One run of many, by a seed of its own; what was interrupted begins again."""
     if directory.exists():
         try:
             HistoryDataset(directory)
         except DatasetError:
             _delete_run(directory)
-    collect_sb3(algorithm, config, directory, task, options, quiet=True)
+    seed = learner_seed(config.seed, task)
+    collect_sb3(algorithm, config, directory, task, options, seed=seed, quiet=True)
 
 
 def _delete_run(directory: Path) -> None:
@@ -290,7 +292,14 @@ def _delete_run(directory: Path) -> None:
 
 
 def _merge(parts: list[HistoryDataset], writer: HistoryWriter) -> None:
-    """Datasets of one task each, recorded in equal intervals, as one."""
+    """Datasets of one task each, recorded in equal intervals, as one.
+
+    Raises:
+        DatasetError: one is of another task.
+    """
+    for part, task in zip(parts, writer.manifest.tasks, strict=True):
+        if part.manifest.tasks != (task,):
+            raise DatasetError(f"a run of the task {task} recorded {part.manifest.tasks}: choose another directory")
     for index in range(len(writer.manifest.progress.shards), len(parts[0].manifest.progress.shards)):
         shards = [part.shard(index) for part in parts]
         names = set(shards[0]) - {"episode_counts"}

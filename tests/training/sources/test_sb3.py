@@ -113,11 +113,22 @@ def test_all_tasks_become_one_dataset_whatever_interrupts(tmp_path: Path, monkey
     assert (len(dataset), len(dataset.manifest.tasks), dataset.manifest.progress.steps) == (20, 10, 100)
     assert not (tmp_path / "all" / "tasks").exists()
     dataset.verify()
-    single = collect_sb3("sb3-ppo", replace(SMALL, seed=learner_seed(4, 6)), tmp_path / "one", 6, PPO, quiet=True)
+    single = collect_sb3("sb3-ppo", SMALL, tmp_path / "one", 6, PPO, seed=learner_seed(4, 6), quiet=True)
     assert single.task(0) == dataset.task(13)
     for name in ("observations", "actions", "rewards", "final_observations"):
         np.testing.assert_array_equal(getattr(dataset.history(13), name), getattr(single.history(1), name))
     assert dataset.manifest.progress.final_returns[6] == single.manifest.progress.final_returns[0]
+
+
+def test_sampled_tasks_are_those_that_the_dataset_names(tmp_path: Path) -> None:
+    config = replace(SMALL, subset="sampled:3", steps_per_task=100, streams=1)
+    dataset = collect_sb3_tasks("sb3-ppo", config, tmp_path, PPO, jobs=1, quiet=True)
+    for h in range(3):
+        history: Any = dataset.history(h)
+        env = gymnasium.make(ENV_ID, task=dataset.task(h))
+        env.reset(seed=learner_seed(config.seed, h))  # SB3 seeds its first environment so
+        for t in range(50):
+            assert history.rewards[t] == np.float32(env.step(np.clip(history.actions[t], -1, 1))[1])
 
 
 @pytest.mark.soak
@@ -166,7 +177,11 @@ if __name__ == "__main__":
         held = [path.parent for path in runs.glob("*/.lock")]
         parent.kill()
     assert len(held) == 2
-    time.sleep(2)
     for directory in held:
-        with DirectoryLock(directory):  # nobody has it
-            pass
+        while True:
+            try:
+                with DirectoryLock(directory):  # nobody has it
+                    break
+            except DatasetError:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
