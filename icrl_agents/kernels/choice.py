@@ -61,7 +61,7 @@ _KERNELS: Mapping[str, _Kernel] = {
     ),
     "reference": _Kernel("icrl_agents.kernels.reference", "plain PyTorch", "", None),
 }
-"""The fastest first; the last serves everything."""
+"""The fastest first, on GPUs by what they promise: none was measured there. The last serves everything."""
 
 
 _forced: ContextVar[str | None] = ContextVar("forced kernel", default=None)
