@@ -25,10 +25,12 @@ from icrl_agents.agent_inputs import make_of
 from icrl_agents.envs import MetaVectorEnv, Task, TaskSplit, env_definition, task_split
 from icrl_agents.errors import ConfigError
 from icrl_agents.training.histories import HistoryDataset, HistoryWriter, Manifest
+from icrl_agents.training.seeds import purpose_seed
+from icrl_agents.training.sources.consolidation import ConsolidationConfig, consolidate
 from icrl_agents.training.sources.off_policy import OffPolicySource
 from icrl_agents.training.sources.on_policy import OnPolicySource
-from icrl_agents.training.sources.policies import SnapshotPolicies
-from icrl_agents.training.sources.ppo import PPOConfig
+from icrl_agents.training.sources.policies import SnapshotPolicies, snapshot_by_task
+from icrl_agents.training.sources.ppo import PPOConfig, TaskParallelPPO
 from icrl_agents.training.sources.rollouts import Recording, told
 from icrl_agents.training.sources.sac import SACConfig
 
@@ -60,6 +62,8 @@ class CollectionConfig:
         specialise_steps_per_task: steps that follow, in which the one informed learner has become one learner a task;
             0 does without.
         specialise: hyper-parameters of those; its networks are as wide.
+        consolidate: how the specialised policies become one again, which is told the task; by default they do not.
+            It is the last snapshot, one step later than the last that was learned by reward.
         informed: directory of a dataset whose one learner of all tasks is specialised right away, instead of a new
             one's; ``steps_per_task`` is then 0.
         sac: hyper-parameters of SAC or DroQ, where that is the source algorithm instead of PPO.
@@ -78,6 +82,7 @@ class CollectionConfig:
     ppo: PPOConfig = field(default_factory=PPOConfig)
     specialise_steps_per_task: int = 0
     specialise: PPOConfig | None = None
+    consolidate: ConsolidationConfig = field(default_factory=ConsolidationConfig)
     informed: str | None = None
     sac: SACConfig | None = None
 
@@ -245,11 +250,48 @@ def _collect(
                 on_shard(writer.steps)
     stored = HistoryDataset(writer.directory, require_complete=False)
     space: Any = make_rows(config.env_id, manifest.tasks[:1], 1).single_action_space
-    policies = SnapshotPolicies(stored.snapshot(), space.low, space.high)
+    final = stored.snapshot()
+    if config.consolidate.rounds:
+        final = _consolidated(config, manifest, stored, quiet)
+        writer.save_snapshot(config.steps + 1, final)
+    policies = SnapshotPolicies(final, space.low, space.high)
     returns = evaluate_policies(
         policies.act, config.env_id, list(manifest.tasks), config.seed, privileged=config.privileged
     )
     writer.finish(returns.mean(1))
+
+
+def _consolidated(
+    config: CollectionConfig, manifest: Manifest, stored: HistoryDataset, quiet: bool
+) -> dict[str, np.ndarray]:
+    """The snapshot of one policy of all tasks that was drawn to the last ones, as one policy a task."""
+    env = make_rows(config.env_id, manifest.tasks, config.streams)
+    space: Any = env.single_action_space
+    vectors = np.stack([env.definition.task_vector(task) for task in manifest.tasks])
+    last = stored.snapshot()
+    of_all = stored if config.informed is None else HistoryDataset(config.informed)
+    known = {name: torch.from_numpy(array.copy()) for name, array in of_all.learner().items()}
+    informed = TaskParallelPPO(config.ppo, known["observation_mean"].shape[-1], len(space.low), [0], 1, 1)
+    informed.load_state_dict(known)
+    with collection_progress(quiet) as bar:
+        shown = bar.add_task("consolidating", total=config.consolidate.rounds, note="")
+
+        def show(done: int, error: float) -> None:
+            bar.update(shown, completed=done, note=f"error {error:.5f}")
+            if not bar.console.is_terminal and not quiet and done % 25 == 0:
+                print(f"{done} of {config.consolidate.rounds} rounds of consolidation, error {error:.5f}", flush=True)
+
+        one = consolidate(
+            config.consolidate,
+            env,
+            vectors,
+            SnapshotPolicies(last, space.low, space.high),
+            {**informed.snapshot(), "log_std": torch.from_numpy(last["log_std"].mean(0, keepdims=True))},
+            purpose_seed(config.seed, "consolidation"),
+            privileged=config.privileged,
+            on_round=show,
+        )
+    return {name: np.asarray(tensor.detach()) for name, tensor in snapshot_by_task(one, vectors).items()}
 
 
 class Source:
@@ -437,6 +479,8 @@ def collection_manifest(config: CollectionConfig) -> Manifest:
     if config.specialise is not None and config.specialise_steps_per_task:
         extras["specialise_steps_per_task"] = config.specialise_steps_per_task
         extras["specialise"] = dataclasses.asdict(config.specialise)
+    if config.consolidate.rounds:
+        extras["consolidate"] = dataclasses.asdict(config.consolidate)
     if config.informed is not None:
         extras["informed"] = HistoryDataset(config.informed).manifest.digest()
     return Manifest(
@@ -523,6 +567,8 @@ def check_collection(config: CollectionConfig) -> None:
                 f"a specialised learner's roll-outs have as many steps as the informed one's {config.ppo.n_steps}, "
                 f"got {config.specialise.n_steps}"
             )
+    if config.consolidate.rounds and not config.specialise_steps_per_task:
+        raise ConfigError("policies are consolidated that had specialised: give specialise_steps_per_task")
     if config.privileged:
         if not config.task_informed or config.sac is not None:
             raise ConfigError("what is privileged is for the policies of a task-informed PPO")

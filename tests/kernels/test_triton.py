@@ -55,19 +55,26 @@ def test_its_checks_pass(interpret):
     assert " passed" in done.stdout
 
 
+@pytest.mark.parametrize(("capability", "plain"), [(80, False), (90, True)], ids=["all options, aligned", "plain"])
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
-def test_programs_compile_for_gpus(program):
-    """To machine code, for which no GPU is needed; the interpreter accepts more than the compiler."""
+def test_programs_compile_for_gpus(program, capability, plain):
+    """To machine code, for which no GPU is needed; the interpreter accepts more than the compiler.
+
+    Plain: no option, sizes that nothing divides, and a mask that is not there, in whose place floats are given.
+    """
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(program.params):
         name = parameter.name
         if parameter.is_constexpr:
-            signature[name], constants[(i,)] = "constexpr", SIZES.get(name, True)
+            signature[name], constants[(i,)] = "constexpr", SIZES.get(name, not plain)
         elif name in INTEGERS or name.endswith("_row"):
-            signature[name], attributes[(i,)] = "i32", [["tt.divisibility", 16]]
+            signature[name] = "i32"
+            if not plain:
+                attributes[(i,)] = [["tt.divisibility", 16]]
         else:
-            signature[name], attributes[(i,)] = "*u8" if name == "forget" else "*fp32", [["tt.divisibility", 16]]
+            signature[name] = "*u8" if name == "forget" and not plain else "*fp32"
+            attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(program, signature=signature, constexprs=constants, attrs=attributes)
-    built = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"num_warps": PROGRAMS[program]})
+    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": PROGRAMS[program]})
     assert built.asm["cubin"].startswith(b"\x7fELF")
     assert built.metadata.shared <= 48 * 1024

@@ -15,6 +15,7 @@ from icrl_agents.envs import env_definition, task_split
 from icrl_agents.errors import ConfigError, DatasetError, TaskError, UnknownNameError
 from icrl_agents.training.collection import CollectionConfig, collect, collection_manifest, tasks_of_subset
 from icrl_agents.training.histories import HistoryDataset, HistoryWriter
+from icrl_agents.training.sources.consolidation import ConsolidationConfig
 from icrl_agents.training.sources.policies import SnapshotPolicies, snapshot_by_task
 from icrl_agents.training.sources.ppo import PPOConfig, TaskParallelPPO
 from icrl_agents.training.sources.presets import PAPER_SB3, run_collection
@@ -268,6 +269,34 @@ def test_specialising_is_interrupted_and_goes_on(specialised: HistoryDataset, tm
     first, last = specialised.snapshot(0), specialised.snapshot()
     assert (first["weight_1"] == first["weight_1"][:1]).all()
     assert (last["weight_1"] != last["weight_1"][:1]).any()
+
+
+def test_specialised_policies_are_consolidated(specialised: HistoryDataset, tmp_path: Path) -> None:
+    config = replace(SPECIAL, consolidate=ConsolidationConfig(rounds=3, n_steps=25))
+    made = collect(config, tmp_path / "data", quiet=True)
+    assert made.snapshot_steps == (*specialised.snapshot_steps, config.steps + 1)
+    one, many = made.snapshot(), made.snapshot(-2)
+    for name, tensor in specialised.snapshot().items():
+        np.testing.assert_array_equal(many[name], tensor)
+    assert (one["weight_0"] == one["weight_0"][:1]).all()  # tasks differ by a bias, as of a policy that is told them
+    assert (one["bias_0"] != one["bias_0"][:1]).any()
+    assert made.manifest.progress.final_returns != specialised.manifest.progress.final_returns
+
+
+def test_consolidating_is_interrupted_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(SPECIAL, consolidate=ConsolidationConfig(rounds=3, n_steps=10))
+    whole = collect(config, tmp_path / "whole", quiet=True)
+    finish = HistoryWriter.finish
+    monkeypatch.setattr(HistoryWriter, "finish", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):  # its snapshot is written, and not committed
+        collect(config, tmp_path / "killed", quiet=True)
+    monkeypatch.setattr(HistoryWriter, "finish", finish)
+    assert collect(config, tmp_path / "killed", quiet=True).manifest == whole.manifest
+    with pytest.raises(ConfigError, match="that had specialised"):
+        collect(replace(TINY, consolidate=config.consolidate), tmp_path / "no", quiet=True)
+    for wrong in ({"rounds": -1}, {"n_steps": 0}, {"learning_rate": 0.0}, {"teacher_fraction": 1.5}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            ConsolidationConfig(**wrong)  # type: ignore[arg-type]
 
 
 def test_the_learner_of_one_dataset_is_specialised_in_another(specialised: HistoryDataset, tmp_path: Path) -> None:
