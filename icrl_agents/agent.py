@@ -27,7 +27,7 @@ from icrl_agents.agent_inputs import (
     require_spaces,
 )
 from icrl_agents.agent_state import AgentState, checkpoint_digest
-from icrl_agents.agent_steps import backbone_step, move_to, require_kernel
+from icrl_agents.agent_steps import backbone_step, device_for, move_to, require_kernel
 from icrl_agents.backbones import Carry, Precision
 from icrl_agents.config import AgentConfig, to_dict
 from icrl_agents.envs import env_ids
@@ -96,7 +96,7 @@ class InContextAgent:
         self.kernel = kernel
         if kernel is not None:
             require_kernel(model, kernel, precision)
-        self._backbone_step = backbone_step(model.backbone, precision)
+        self._backbone_step = backbone_step(model.backbone, precision, kernel)
         self._low = np.array(config.action_low, np.float32)
         self._high = np.array(config.action_high, np.float32)
         self._carry = model.backbone.initial_carry(1, device="meta")  # what memory of one row looks like
@@ -137,8 +137,7 @@ class InContextAgent:
                 precision or with that kernel.
         """
         if device == "auto":
-            on_gpu = torch.cuda.is_available() and precision == "float32" and kernel != "cpu"
-            device = "cuda" if on_gpu else "cpu"
+            device = device_for(precision, kernel)
         model, config = hub.load_checkpoint(hub.resolve(name, revision, token))
         agent = cls(model, config, device=device, precision=precision, kernel=kernel)
         agent._compare(stacklevel=2)
@@ -147,7 +146,7 @@ class InContextAgent:
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config, weights and model card, so that ``from_pretrained(directory)`` gives this agent.
 
-        The card says neither how it was trained nor what was measured: that lies beside the checkpoint it came from.
+        Its card says neither how it was trained nor what was measured, unless that lies there, beside the same weights.
         Over another checkpoint, what was said of that one's weights is deleted.
 
         Raises:

@@ -155,7 +155,9 @@ def read_env(
         raise ConfigError(f"{env} does not say its autoreset mode: pass autoreset_mode=")
     mode = autoreset_mode_of(said if autoreset_mode is None else autoreset_mode)
     if said is not None and mode is not autoreset_mode_of(said):
-        raise ConfigError(f"{env} says that its autoreset mode is {said.value!r}, not {mode.value!r}")
+        raise ConfigError(
+            f"{env} says that its autoreset mode is {autoreset_mode_of(said).value!r}, not {mode.value!r}"
+        )
     return env.num_envs, mode
 
 

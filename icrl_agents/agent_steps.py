@@ -12,6 +12,12 @@ from icrl_agents.kernels.choice import CONV_STEP, STEP, VARIABLE, choose, named_
 from icrl_agents.model import BackboneStep, InContextModel
 
 
+def device_for(precision: Precision, kernel: str | None) -> str:
+    """The GPU if there is one, and what is asked for runs there."""
+    on_gpu = torch.cuda.is_available() and precision == "float32" and (kernel or named_kernel()) != "cpu"
+    return "cuda" if on_gpu else "cpu"
+
+
 def move_to(model: InContextModel, device: torch.device | str) -> None:
     """The weights to ``device``."""
     try:
@@ -31,14 +37,15 @@ def require_kernel(model: InContextModel, kernel: str, precision: Precision) -> 
         raise ConfigError(f"steps in {precision} run with kernel 'cpu' alone, got kernel={kernel!r}")
 
 
-def backbone_step(backbone: Backbone, precision: Precision) -> BackboneStep | None:
-    """What steps in that precision; None is the backbone itself."""
+def backbone_step(backbone: Backbone, precision: Precision, kernel: str | None) -> BackboneStep | None:
+    """What steps in that precision, by the kernel that was named; None is the backbone itself."""
     if precision not in get_args(Precision):
         raise ConfigError(f"unknown precision {precision!r}; known: {', '.join(get_args(Precision))}")
     if precision == "float32":
         return None
     if not isinstance(backbone, Mamba):
         raise ConfigError(f"a {type(backbone).__name__} steps in float32 only, not in {precision}")
-    if named_kernel() not in (None, "cpu"):
-        raise ConfigError(f"steps in {precision} run with kernel 'cpu' alone, {VARIABLE} names {named_kernel()!r}")
+    named = kernel or named_kernel()
+    if named not in (None, "cpu"):
+        raise ConfigError(f"steps in {precision} run with kernel 'cpu' alone, {VARIABLE} names {named!r}")
     return backbone.pack(precision).step

@@ -47,5 +47,8 @@ def require_writable(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error}") from None
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise InputError(f"{path} cannot be written: it is a directory, or not yours")
+    if path.is_dir():
+        raise InputError(f"{path} cannot be written: it is a directory")
+    for place in (path.parent, path):
+        if place.exists() and not os.access(place, os.W_OK):
+            raise InputError(f"{path} cannot be written: {place} is not yours")

@@ -243,13 +243,12 @@ class Compare:
 
         stored = {name: _protocol_of(given) for name, given in loaded.items() if isinstance(given, EvalResult)}
         first = next(iter(loaded.values()))
-        env_id = first.env_id if isinstance(first, EvalResult) else first.config.env_id
-        for name, given in loaded.items():
-            acts_in = given.env_id if isinstance(given, EvalResult) else given.config.env_id
-            if acts_in != env_id:
-                raise InputError(
-                    f"{name} is of {acts_in}, {self.agents[0]} of {env_id}: compare agents of one environment"
-                )
+        of = {name: given if isinstance(given, EvalResult) else given.config for name, given in loaded.items()}
+        places = {name: (at.env_id, dict(at.env_options)) for name, at in of.items()}
+        place = places[self.agents[0]]
+        for name, other in places.items():
+            if other != place:
+                raise InputError(f"{name} is of {_place(*other)}, {self.agents[0]} of {_place(*place)}: compare in one")
         default: dict[str, Any] = {"subset": "test", "tasks": 30, "episodes": 40, "seeds": (0,)}
         if not isinstance(first, EvalResult):
             default["split"] = split_for(first)
@@ -263,11 +262,11 @@ class Compare:
         }
         protocol = default | {key: value for key, value in asked.items() if value is not None}
         if len(stored) < len(loaded):
-            there = len(task_split(env_id, protocol["split"]).subset(protocol["subset"]))
+            there = len(task_split(place[0], protocol["split"]).subset(protocol["subset"]))
             protocol["tasks"] = min(protocol["tasks"], there)
         for name, own in stored.items():
-            for key in own.keys() - {"seeds"}:
-                if own[key] != protocol[key]:
+            for key in own:
+                if key != "seeds" and own[key] != protocol[key]:
                     raise InputError(f"{name} has {key} {own[key]!r}, the comparison {protocol[key]!r}")
             if own["seeds"] != protocol["seeds"]:
                 console.print(f"{name} was measured with seeds {own['seeds']}, others with {protocol['seeds']}")
@@ -398,6 +397,11 @@ def _bundled_mamba(env: str) -> str:
     return name
 
 
+def _place(env_id: str, options: "Mapping[str, Any]") -> str:
+    """An environment, and what it is made with, in words."""
+    return f"{env_id} with {dict(options)}" if options else env_id
+
+
 def _protocol_of(result: "EvalResult") -> dict[str, Any]:
     """How a stored result was measured, as arguments of ``evaluate``."""
     return {
@@ -434,8 +438,8 @@ def _print_curve(result: "EvalResult") -> None:
             table.add_row(name, f"{np.mean(result.anchors[name]):.2f}", meaning, style="dim")
     console.print(table)
     if not result.anchors:
-        where = f" with {dict(result.env_options)}" if result.env_options else ""
-        console.print(f"split {result.split!r} of {result.env_id}{where} has no anchors to normalize by")
+        place = _place(result.env_id, result.env_options)
+        console.print(f"split {result.split!r} of {place} has no anchors, or not all of them, to normalize by")
 
 
 def _print_summary(result: "EvalResult") -> None:

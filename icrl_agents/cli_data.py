@@ -26,8 +26,10 @@ class Histories:
 
     def run(self) -> None:
         """Verify, then show."""
+        from icrl_agents.plots import require_picture
         from icrl_agents.training.history_report import ENDS, plot_histories, report_histories
 
+        require_picture(self.plot)
         with console.status("comparing every file with its checksum") as status:
             report = report_histories(self.directory, on_task=lambda done: status.update(f"{done} tasks read"))
         manifest, progress, overall = report.manifest, report.manifest.progress, report.overall()

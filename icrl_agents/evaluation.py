@@ -22,7 +22,7 @@ from scipy import stats
 from icrl_agents.agent import InContextAgent
 from icrl_agents.agent_inputs import make_of
 from icrl_agents.atomic import write_text_atomically
-from icrl_agents.config import load_json
+from icrl_agents.config import AgentConfig, load_json
 from icrl_agents.envs import (
     TaskSplit,
     default_split,
@@ -284,14 +284,18 @@ def evaluate(
 
 def _anchors_of(agent: InContextAgent, split: TaskSplit, subset: str, tasks: int) -> dict[str, list[float]]:
     """The anchors of the first so many tasks; none where some are missing, or were measured in other circumstances."""
-    registered = {"max_episode_steps": env_definition(split.env_id).horizon}
-    as_registered = registered | dict(agent.config.env_options) == registered
-    if not (as_registered and has_anchors(split.env_id, split.name)):
+    if not (acts_as_registered(agent.config) and has_anchors(split.env_id, split.name)):
         return {}
     measured = load_anchors(split.env_id, split.name, split.content_hash).returns.get(subset, {})
     if not set(ANCHOR_NAMES) <= set(measured):
         return {}
     return {name: list(values[:tasks]) for name, values in measured.items()}
+
+
+def acts_as_registered(config: AgentConfig) -> bool:
+    """Whether an agent's environment has no options but the default ones: anchors were measured in that."""
+    registered = {"max_episode_steps": env_definition(config.env_id).horizon}
+    return registered | dict(config.env_options) == registered
 
 
 def split_for(agent: InContextAgent) -> str:

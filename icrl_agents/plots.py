@@ -35,8 +35,8 @@ def plot_results(results: Sequence[EvalResult], path: str | Path) -> Path:
         InputError: nothing to draw, results of several environments or subsets, or no format of pictures.
     """
     path = Path(path)
-    if len({(r.env_id, r.split, r.subset) for r in results}) != 1:
-        raise InputError("a figure shows results of exactly one environment, split and subset")
+    if len({_circumstances(r) for r in results}) != 1:
+        raise InputError("a figure shows results of exactly one environment with the same options, split and subset")
     first = results[0]
     figure = _figure(path, (11, 4.2))
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -69,8 +69,8 @@ def plot_environments(results: Sequence[EvalResult], path: str | Path) -> Path:
     of_envs = {
         env_id: [r for r in results if r.env_id == env_id] for env_id in dict.fromkeys(r.env_id for r in results)
     }
-    if not results or any(len({(r.split, r.subset) for r in own}) != 1 for own in of_envs.values()):
-        raise InputError("a figure shows results, of each environment those of exactly one split and subset")
+    if not results or any(len({_circumstances(r) for r in own}) != 1 for own in of_envs.values()):
+        raise InputError("a figure shows results, of each environment those of the same options, split and subset")
     kinds = {r.agent: r.agent.removeprefix(f"{short_name(r.env_id)}-") for r in results}
     colors = dict(zip(dict.fromkeys(kinds.values()), _COLORS * len(results), strict=False))
     rows = (len(of_envs) + 1) // 2
@@ -90,6 +90,11 @@ def plot_environments(results: Sequence[EvalResult], path: str | Path) -> Path:
         drawn |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=len(drawn), fontsize=9, frameon=False)
     return _saved(figure, path, legends=False)
+
+
+def _circumstances(result: EvalResult) -> tuple[str, ...]:
+    """What results in one panel share."""
+    return result.env_id, repr(dict(result.env_options)), result.split, result.subset
 
 
 def _in_view(axes: Axes, results: Sequence[EvalResult]) -> None:

@@ -24,6 +24,8 @@ from icrl_agents.model_card import card_of_repository
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, RepoFile
 
+PUBLIC = "{!r} is on the Hub, for everybody to see: make it private there, or choose another"
+
 Outcome = Literal["created", "unchanged", "updated", "differs", "would be created", "would be updated"]
 
 
@@ -136,7 +138,10 @@ def _publish_each(
         contents = _contents(directory, repo_id)
         with asking_the_hub(f"{repo_id!r} could not be looked up on the Hub"):
             there = _files_there(api, repo_id, None)
-            revision = None if there is None else api.model_info(repo_id).sha
+            about = None if there is None else api.model_info(repo_id)
+            revision = None if about is None else about.sha
+        if private and about is not None and not about.private:
+            raise ConfigError(PUBLIC.format(repo_id))
         files = tuple(_differing(contents, there or {}))
         new = there is None or not set(there) & set(CHECKPOINT_FILES)  # made, but not filled: interrupted
         outcome: Outcome = "unchanged"
@@ -174,7 +179,7 @@ def make_repository(api: "HfApi", repo_id: str, private: bool, repo_type: Litera
     """
     api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True)
     if private and not api.repo_info(repo_id, repo_type=repo_type).private:
-        raise ConfigError(f"{repo_id!r} is on the Hub, for everybody to see: make it private there, or choose another")
+        raise ConfigError(PUBLIC.format(repo_id))
 
 
 def _files_there(api: "HfApi", repo_id: str, revision: str | None) -> "dict[str, RepoFile] | None":

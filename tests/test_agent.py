@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icrl_agents.agent import InContextAgent
+from icrl_agents.agent_steps import device_for
 from icrl_agents.errors import ConfigError, InputError, UnknownNameError
 
 REACHER = "icrl/ReacherGoal-v0"
@@ -436,6 +437,26 @@ def test_precisions_that_cannot_be_are_refused(make_agent, monkeypatch):
     monkeypatch.setenv("ICRL_KERNEL", "reference")
     with pytest.raises(ConfigError, match="kernel 'cpu' alone, ICRL_KERNEL names 'reference'"):
         InContextAgent(mamba.model, mamba.config, precision="int8")
+    InContextAgent(mamba.model, mamba.config, precision="int8", kernel="cpu")  # goes before the variable
+
+
+@pytest.mark.parametrize(
+    ("precision", "kernel", "variable", "device"),
+    [
+        ("float32", None, None, "cuda"),
+        ("float32", "triton", None, "cuda"),
+        ("float32", "triton", "cpu", "cuda"),
+        ("float32", None, "cpu", "cpu"),
+        ("float32", "cpu", None, "cpu"),
+        ("int8", None, None, "cpu"),
+    ],
+)
+def test_the_automatic_device_is_one_that_runs_what_is_asked_for(monkeypatch, precision, kernel, variable, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("ICRL_KERNEL", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("ICRL_KERNEL", variable)
+    assert device_for(precision, kernel) == device
 
 
 def test_an_agent_loaded_in_inference_mode_has_ordinary_weights(make_agent, tmp_path):

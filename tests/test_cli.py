@@ -22,6 +22,7 @@ from icrl_agents.agent import InContextAgent
 from icrl_agents.cli import COMMANDS, main
 from icrl_agents.config import to_dict
 from icrl_agents.envs import env_ids, load_anchors, task_split
+from icrl_agents.errors import ConfigError, UnknownNameError
 from icrl_agents.evaluation import EvalResult, evaluate
 from icrl_agents.hub import agent_names
 from icrl_agents.training import anchors, collection, distillation, pipeline, presets, reinforcement
@@ -332,6 +333,9 @@ def test_compare_agents_with_results(
         cheetah = "half-cheetah-vel-mamba"
         assert f"{cheetah} is of icrl/HalfCheetahVel-v0, better.json of" in refused("compare", "better.json", cheetah)
         assert "ends in one of" in refused("compare", checkpoint, "--out", "curve")
+    replace(same, env_options={"max_episode_steps": 20}).save("short.json")
+    said = refused("compare", "same.json", "short.json")
+    assert "short.json is of icrl/ReacherGoal-v0 with {'max_episode_steps': 20}, same.json of icrl/Reacher" in said
     replace(same, seeds=[1, 2]).save("others.json")
     main(["compare", "same.json", "others.json"])
     assert "others.json was measured with seeds (1, 2), others with (0,)" in capsys.readouterr().out
@@ -603,6 +607,17 @@ def test_reproduce_refuses_before_it_collects(refused: Callable[..., str], tmp_p
     assert not (tmp_path / "data").exists()
 
 
+def test_settings_are_known_before_anything_is_collected(tmp_path: Path) -> None:
+    for settings, error in (
+        ({"updatse": 1}, UnknownNameError),
+        ({"updates": 0}, ConfigError),
+        ({"name": "x"}, TypeError),
+    ):
+        with pytest.raises(error):
+            pipeline.reproduce("reacher-goal", data=tmp_path / "data", quiet=True, **settings)  # type: ignore[arg-type]
+    assert not (tmp_path / "data").exists()
+
+
 @pytest.mark.usefixtures("short_evaluation")
 def test_training_by_keywords(histories: Path, tmp_path: Path, updates: list[int]) -> None:
     options = {**TINY_TRAINING, "on_policy": TINY_ROUNDS, "name": "small", "quiet": True, "method": "on-policy"}
@@ -653,6 +668,11 @@ def test_presets_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert "sac" not in collect
 
 
+def test_agents_of_ones_own_environments_have_names_without_slashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presets, "short_name", lambda env_id: "own/swimmer-dir")
+    assert presets.distillation_preset(ENV_ID, "laptop", "mamba", "on-policy").name == "swimmer-dir-mamba"
+
+
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--version"])
     assert capsys.readouterr().out.startswith(f"icrl-agents {icrl_agents.__version__}, torch 2.")
@@ -695,7 +715,7 @@ for command in {commands}:
     expected = (
         f"data/{env}/task-informed: 10 histories of 1000 steps, 2 tasks",
         "checkpoint: mine",
-        "split 'mine' of own/SwimmerDir-v0 has no anchors to normalize by",
+        "split 'mine' of own/SwimmerDir-v0 has no anchors, or not all of them, to normalize by",
         "give a floor",
         "/anchors.json",
         "final_normalized",

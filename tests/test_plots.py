@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,8 +82,11 @@ def test_no_format_of_pictures(tmp_path: Path, name: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("change", [{"env_id": "icrl/AntDir-v0"}, {"split": "pearl"}, {"subset": "val"}])
-def test_what_has_no_common_axis_is_not_drawn(tmp_path: Path, change: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [{"env_id": "icrl/AntDir-v0"}, {"split": "pearl"}, {"subset": "val"}, {"env_options": {"max_episode_steps": 9}}],
+)
+def test_what_has_no_common_axis_is_not_drawn(tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="exactly one"):
         plot_results([invented(), replace(invented(), **change)], tmp_path / "figure.png")
 
@@ -98,9 +102,9 @@ def test_several_environments_have_a_panel_each(tmp_path: Path) -> None:
     assert path.stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("change", [{"split": "macaw"}, {"subset": "val"}])
-def test_a_panel_shows_one_subset(tmp_path: Path, change: dict[str, str]) -> None:
-    with pytest.raises(InputError, match="exactly one split and subset"):
+@pytest.mark.parametrize("change", [{"split": "macaw"}, {"subset": "val"}, {"env_options": {"max_episode_steps": 9}}])
+def test_a_panel_shows_one_subset(tmp_path: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="the same options, split and subset"):
         plot_environments([invented(), replace(invented(), **change)], tmp_path / "all.png")
 
 

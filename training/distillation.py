@@ -205,8 +205,8 @@ def train(
     Raises:
         ClusterError: another of the processes was lost, or the first met an error.
         ConfigError: ``out_dir`` holds another run, training diverged, or processes that cannot share a batch.
-        DatasetError: the data is damaged or of another environment, another process works on the run, or the disk is
-            full.
+        DatasetError: the data is damaged or of another environment, holds tasks of val or test, or is of a split that
+            has changed since; another process works on the run; or the disk is full.
         CheckpointError: the weights of ``config.init_backbone`` are damaged or do not fit.
         UnknownNameError: nobody registered the backbone.
         MissingExtraError: TensorBoard was asked for and is not installed.

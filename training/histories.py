@@ -31,7 +31,7 @@ from safetensors.numpy import save_file
 
 from icrl_agents.atomic import write_atomically
 from icrl_agents.errors import DatasetError
-from icrl_agents.training.lock import DirectoryLock, writing
+from icrl_agents.training.lock import LOCK_FILE, DirectoryLock, writing
 from icrl_agents.training.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -127,6 +127,7 @@ class HistoryWriter:
 
         Raises:
             DatasetError: the directory holds another collection, is damaged anywhere, or another process writes in it.
+                A collection that never came to record anything is replaced.
         """
         directory = Path(directory)
         lock = DirectoryLock(directory)
@@ -466,7 +467,8 @@ def _begin(directory: Path, manifest: Manifest) -> Manifest:
         return fresh
     existing = load_manifest(directory)
     differing = difference(existing.identity(), manifest.identity())
-    if differing and existing.progress == Progress():  # it never came to record anything
+    beside = {path.name for path in directory.iterdir()} - {MANIFEST_FILE, LOCK_FILE, "shards", "snapshots"}
+    if differing and existing.progress == Progress() and not beside:  # it never came to record anything
         fresh = dataclasses.replace(manifest, progress=Progress())
         with writing(directory):
             save_manifest(directory, fresh)

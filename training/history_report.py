@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from icrl_agents.envs import short_name
-from icrl_agents.errors import DatasetError, InputError
+from icrl_agents.errors import DatasetError
+from icrl_agents.plots import require_picture
 from icrl_agents.training.histories import History, HistoryDataset, Manifest
 
 ENDS = 0.1
@@ -124,13 +125,11 @@ def plot_histories(report: HistoryReport, path: str | Path) -> Path:
         path: of the picture; the ending gives the format.
 
     Raises:
-        InputError: no format of pictures.
+        InputError: no format of pictures, or no place to write to.
     """
     path, manifest = Path(path), report.manifest
+    require_picture(path)
     figure = Figure(figsize=(11, 4.6), layout="constrained", dpi=150)
-    formats = figure.canvas.get_supported_filetypes()
-    if path.suffix.lower().removeprefix(".") not in formats:
-        raise InputError(f"{path}: expected a name that ends in one of .{', .'.join(sorted(formats))}")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     curves = np.array([task.curve for task in report.tasks])
     steps = (np.arange(CURVE_POINTS) + 0.5) / CURVE_POINTS * manifest.progress.steps
@@ -160,7 +159,6 @@ def plot_histories(report: HistoryReport, path: str | Path) -> Path:
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
 

@@ -92,7 +92,9 @@ def reproduce(
     finetuned = method == "on-policy" and head == "deterministic" and is_finetuned(env_id, preset)
     distilled = out / f"{name}-distilled" if finetuned else checkpoint
     # What can be known is known before hours of work
-    training_config(env_id, backbone=backbone, preset=preset, method=method, **training_options)
+    training_config(
+        env_id, backbone=backbone, preset=preset, method=method, seed=seed, head=head, name=name, **training_options
+    )
     Processes().device(device)
     if finetuned:
         require_finetuning(checkpoint)

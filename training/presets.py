@@ -212,7 +212,7 @@ def distillation_preset(env_id: str, preset: str, backbone: str = "mamba", metho
         changes = _ON_POLICY[env_id, preset] if own else _any_on_policy(env_id)
     return replace(
         config,
-        name=f"{short_name(env_id)}-{backbone}",
+        name=f"{short_name(env_id).rpartition('/')[2]}-{backbone}",
         backbone=backbone,
         backbone_options=backbones.get(backbone, {}),
         **changes,

@@ -84,7 +84,8 @@ def claim_run(directory: Path, identity: Mapping[str, Any]) -> None:
     differing = difference(there, here)
     if not differing:
         return
-    if (directory / STATE_FILE).exists() or (directory / WEIGHTS_FILE).exists():
+    begun = (directory / STATE_FILE).exists() or (directory / WEIGHTS_FILE).exists()
+    if begun or there.keys() != here.keys():
         raise ConfigError(f"{directory} holds another run, which differs in: {'; '.join(differing)}")
     with writing(directory):
         write_text_atomically(path, json.dumps(here, indent=2) + "\n")

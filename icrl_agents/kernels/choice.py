@@ -127,7 +127,7 @@ def available_kernels() -> tuple[str, ...]:
 
 
 def named_kernel() -> str | None:
-    """The kernel that ``ICRL_KERNEL`` names, if any.
+    """The kernel that ``ICRL_KERNEL``, or :func:`forced_kernel` in its place, names, if any.
 
     Raises:
         UnknownNameError: no such kernel.

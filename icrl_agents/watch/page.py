@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import mujoco
 import numpy as np
 
+from icrl_agents.config import AgentConfig
 from icrl_agents.envs import Task, load_anchors, short_name
 from icrl_agents.envs.markers import Color, Marker
 from icrl_agents.errors import MissingExtraError, TaskError, UnknownNameError
+from icrl_agents.evaluation import acts_as_registered
 from icrl_agents.watch.shapes import Mesh, geom_color, geom_mesh, quaternions, shape_mesh, visible_geoms
 from icrl_agents.watch.simulation import Episode, Frame, LiveSimulation, NumberRange, task_ranges
 
@@ -41,10 +43,12 @@ keeps what it remembers of the last one, and has to find out. *Forget everything
 val tasks."""
 
 
-def reference_returns(env_id: str, split: str) -> dict[str, float]:
-    """What the blind and the oracle policy return on average over the split's val tasks, where that was measured."""
+def reference_returns(config: AgentConfig) -> dict[str, float]:
+    """What blind and oracle return on average over the val tasks of an agent's split, where that was measured."""
+    if not acts_as_registered(config):
+        return {}
     try:
-        measured = load_anchors(env_id, split).returns.get("val", {})
+        measured = load_anchors(config.env_id, config.split).returns.get("val", {})
     except UnknownNameError:
         return {}
     return {name: float(np.mean(measured[name])) for name in ("blind", "oracle") if name in measured}
@@ -218,7 +222,7 @@ class _Controls:
         self._live, self._simulation = live, simulation
         gui.configure_theme(control_width="large", show_logo=False, show_share_button=False)
         gui.main_panel.dock_right()
-        self._references = reference_returns(config.env_id, config.split)
+        self._references = reference_returns(config)
         self._drawn: tuple[int, tuple[Episode, ...]] = (0, ())
         gui.add_markdown(f"**{config.name}** in {short_name(config.env_id)}, its weights fixed")
         self._plot = gui.add_uplot(

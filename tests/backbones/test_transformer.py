@@ -29,6 +29,20 @@ def seen(band, past, length):
     return torch.cat(rows, 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_rotary_positions_are_not_rounded_with_the_weights(dtype):
+    config = TransformerConfig(d_model=16, n_layers=1, n_heads=2, d_ff=16, context_length=8)
+    backbone = Transformer(config)
+    exact = backbone.frequencies.clone()
+    x, at = torch.zeros(1, 1, 16, dtype=dtype), torch.tensor([[123_457]])
+    _, turn = backbone.to(dtype)._place(x, at)
+    assert torch.equal(backbone.frequencies, exact)
+    angles = at.double()[..., None, None, None] * exact.double()
+    torch.testing.assert_close(turn.cos, angles.cos().to(dtype), rtol=0, atol=max(1e-10, torch.finfo(dtype).eps))
+    torch.testing.assert_close(turn.sin, angles.sin().to(dtype), rtol=0, atol=max(1e-10, torch.finfo(dtype).eps))
+    assert torch.equal(backbone.float().frequencies, exact)
+
+
 @pytest.mark.parametrize(
     ("past", "length", "width", "block"), [(0, 9, 4, 2), (0, 9, 4, 3), (3, 10, 4, 4), (2, 5, 9, 2)]
 )

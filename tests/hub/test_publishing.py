@@ -47,6 +47,13 @@ def test_all_are_published_once_and_then_left_alone(server, client, package):
     assert not any(line.startswith("POST") for line in server.log)
 
 
+def test_nothing_is_private_that_is_there_and_public(server, client, package):
+    client(PUBLISH, str(package), "--only", "first")
+    for options in ((), ("--dry-run", "--update")):
+        client(PUBLISH, str(package), "--only", "first", "--private", *options, rc=2)
+    assert set(server.repositories) == {"org/first"}
+
+
 def test_a_dry_run_writes_nothing(server, client, package):
     told = outcomes(client(PUBLISH, str(package), "--dry-run"))
     assert all(text.startswith("would be created (") for text in told.values())

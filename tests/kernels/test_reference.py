@@ -129,6 +129,16 @@ def test_shapes_that_do_not_fit_are_named():
         causal_conv(u, torch.zeros(3, 0))
 
 
+def test_a_mask_is_bool_and_beside_the_inputs():
+    """Kernels read its bytes."""
+    u, states = torch.zeros(2, 5, 3), torch.zeros(2, 5, 4)
+    for mask in (torch.zeros(2, 5), torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, 5, device="meta").bool()):
+        with pytest.raises(InputError, match=r"forget_before: expected torch\.bool on cpu"):
+            selective_scan(u, u, torch.zeros(3, 4), states, states, forget_before=mask)
+        with pytest.raises(InputError, match=r"forget_before: expected torch\.bool on cpu"):
+            causal_conv(u, torch.zeros(3, 4), forget_before=mask)
+
+
 STEP_SHAPES = {
     "u": (2, 3),
     "delta": (2, 3),

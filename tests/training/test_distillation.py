@@ -292,6 +292,14 @@ def test_what_is_not_of_a_run_is_known_before_the_first_update(data, tmp_path, n
     assert not (tmp_path / "out/run.json").exists()
 
 
+def test_a_run_that_is_none_is_left_alone(data, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/run.json").write_text('{"my": "own notes"}')
+    with pytest.raises(ConfigError, match="holds another run"):
+        quietly(config(updates=2), data, tmp_path / "out")
+    assert (tmp_path / "out/run.json").read_text() == '{"my": "own notes"}'
+
+
 def test_a_run_that_never_began_is_replaced(data, tmp_path):
     with pytest.raises(IcrlError):
         quietly(config(updates=2, init_backbone=str(tmp_path / "nowhere")), data, tmp_path / "out")

@@ -125,7 +125,7 @@ def consolidate(
             for batch in order.chunk(config.n_minibatches):
                 loss = (mlp_forward(weights, biases, inputs[:, batch]) - targets[:, batch]).square().mean()
                 adam.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 adam.step()
                 errors.append(loss.item())
         if on_round is not None:

@@ -109,6 +109,8 @@ def test_all_tasks_become_one_dataset_whatever_interrupts(tmp_path: Path, monkey
         collect_sb3_tasks("sb3-ppo", SMALL, tmp_path / "all", PPO, jobs=1, quiet=True)
     with pytest.raises(DatasetError, match="not complete"):
         HistoryDataset(tmp_path / "all")
+    with pytest.raises(DatasetError, match="another collection"):  # although nothing is merged yet
+        collect_sb3_tasks("sb3-ppo", replace(SMALL, seed=5), tmp_path / "all", PPO, jobs=1, quiet=True)
     dataset = collect_sb3_tasks("sb3-ppo", SMALL, tmp_path / "all", PPO, jobs=1, quiet=True)
     assert (len(dataset), len(dataset.manifest.tasks), dataset.manifest.progress.steps) == (20, 10, 100)
     assert not (tmp_path / "all" / "tasks").exists()
