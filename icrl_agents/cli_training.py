@@ -59,6 +59,11 @@ class Collect:
     steps_per_task: int | None = None
     """Environment steps per task, of a task-informed source those of the learner of all tasks, before any specialises;
     default: the preset's."""
+    specialise_steps_per_task: int | None = None
+    """Steps that follow, in which a task-informed PPO has become one learner a task; default: the preset's."""
+    consolidate: int | None = None
+    """Rounds at the end in which the specialised policies become one again, which is told the task and keeps what they
+    share; default: none."""
     split: str | None = None
     """Named task split; default: paper, or the first of an environment of your own."""
     subset: str | None = None
@@ -91,6 +96,8 @@ class Collect:
                 task=self.task,
                 jobs=self.jobs,
                 steps_per_task=self.steps_per_task,
+                specialise_steps_per_task=self.specialise_steps_per_task,
+                consolidate=self.consolidate,
                 split=self.split,
                 subset=self.subset,
                 seed=self.seed,

@@ -26,6 +26,7 @@ from icrl_agents.envs import MetaVectorEnv, Task, TaskSplit, env_definition, tas
 from icrl_agents.errors import ConfigError
 from icrl_agents.training.histories import HistoryDataset, HistoryWriter, Manifest
 from icrl_agents.training.seeds import purpose_seed
+from icrl_agents.training.shards import as_half
 from icrl_agents.training.sources.consolidation import ConsolidationConfig, consolidate
 from icrl_agents.training.sources.off_policy import OffPolicySource
 from icrl_agents.training.sources.on_policy import OnPolicySource
@@ -264,7 +265,7 @@ def _collect(
 def _consolidated(
     config: CollectionConfig, manifest: Manifest, stored: HistoryDataset, quiet: bool
 ) -> dict[str, np.ndarray]:
-    """The snapshot of one policy of all tasks that was drawn to the last ones, as one policy a task."""
+    """One policy of all tasks that was drawn to the last ones: a snapshot with one a task, rounded as it is stored."""
     env = make_rows(config.env_id, manifest.tasks, config.streams)
     space: Any = env.single_action_space
     vectors = np.stack([env.definition.task_vector(task) for task in manifest.tasks])
@@ -291,7 +292,9 @@ def _consolidated(
             privileged=config.privileged,
             on_round=show,
         )
-    return {name: np.asarray(tensor.detach()) for name, tensor in snapshot_by_task(one, vectors).items()}
+    by_task = {name: np.asarray(tensor.detach()) for name, tensor in snapshot_by_task(one, vectors).items()}
+    rounded = {name: as_half(array).astype(np.float32) for name, array in by_task.items()}
+    return {name: by_task[name] if name.startswith("observation_") else rounded[name] for name in by_task}
 
 
 class Source:

@@ -13,8 +13,15 @@ import torch
 
 from icrl_agents.envs import env_definition, task_split
 from icrl_agents.errors import ConfigError, DatasetError, TaskError, UnknownNameError
-from icrl_agents.training.collection import CollectionConfig, collect, collection_manifest, tasks_of_subset
+from icrl_agents.training.collection import (
+    CollectionConfig,
+    collect,
+    collection_manifest,
+    evaluate_policies,
+    tasks_of_subset,
+)
 from icrl_agents.training.histories import HistoryDataset, HistoryWriter
+from icrl_agents.training.shards import as_half
 from icrl_agents.training.sources.consolidation import ConsolidationConfig
 from icrl_agents.training.sources.policies import SnapshotPolicies, snapshot_by_task
 from icrl_agents.training.sources.ppo import PPOConfig, TaskParallelPPO
@@ -280,7 +287,12 @@ def test_specialised_policies_are_consolidated(specialised: HistoryDataset, tmp_
         np.testing.assert_array_equal(many[name], tensor)
     assert (one["weight_0"] == one["weight_0"][:1]).all()  # tasks differ by a bias, as of a policy that is told them
     assert (one["bias_0"] != one["bias_0"][:1]).any()
-    assert made.manifest.progress.final_returns != specialised.manifest.progress.final_returns
+    informed = TaskParallelPPO(SPECIAL.ppo, 10, 2, [0], 20, 1)
+    informed.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in made.learner().items()})
+    assert (one["weight_1"][:1] != as_half(np.asarray(informed.snapshot()["weight_1"])).astype(np.float32)).any()
+    policies = SnapshotPolicies(one, -np.ones(2, np.float32), np.ones(2, np.float32))
+    returns = evaluate_policies(policies.act, ENV_ID, list(made.manifest.tasks), config.seed).mean(1)
+    assert made.manifest.progress.final_returns == tuple(returns.tolist())  # of what is stored
 
 
 def test_consolidating_is_interrupted_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

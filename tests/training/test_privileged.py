@@ -19,6 +19,7 @@ from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.on_policy import OnPolicyConfig, OnPolicySampler
 from icrl_agents.training.pipeline import run_training
 from icrl_agents.training.regeneration import RegenerationConfig, regenerate
+from icrl_agents.training.sources.consolidation import ConsolidationConfig
 from icrl_agents.training.sources.policies import SnapshotPolicies
 from icrl_agents.training.sources.ppo import PPOConfig, TaskParallelPPO
 from icrl_agents.training.sources.rollouts import RolloutCollector
@@ -143,8 +144,12 @@ def test_policies_are_told_it_and_histories_hold_observations_alone(dataset: His
 
 def test_specialised_learners_go_on_seeing_it(tmp_path: Path) -> None:
     config = replace(TINY, specialise_steps_per_task=200, specialise=TINY.ppo)
-    policies = SnapshotPolicies(collect(config, tmp_path, quiet=True).snapshot(), LOW, HIGH)
+    policies = SnapshotPolicies(collect(config, tmp_path / "many", quiet=True).snapshot(), LOW, HIGH)
     assert policies.seen_dim == 19
+    config = replace(config, consolidate=ConsolidationConfig(rounds=2, n_steps=10))
+    one = collect(config, tmp_path / "one", quiet=True).snapshot()
+    assert SnapshotPolicies(one, LOW, HIGH).seen_dim == 19
+    assert (one["weight_0"] == one["weight_0"][:1]).all()
 
 
 @pytest.mark.usefixtures("moving")

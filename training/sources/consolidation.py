@@ -130,6 +130,8 @@ def consolidate(
                 errors.append(loss.item())
         if on_round is not None:
             on_round(number + 1, float(np.mean(errors)))
+    if not all(torch.isfinite(parameter).all() for parameter in (*weights, *biases)):
+        raise ConfigError("consolidation diverged in its last round; try a lower learning_rate")
     learned = {f"weight_{i}": weight.detach() for i, weight in enumerate(weights)}
     learned |= {f"bias_{i}": bias.detach() for i, bias in enumerate(biases)}
     return {**start, **learned}

@@ -98,7 +98,7 @@ _TASK_INFORMED: Mapping[str, CollectionConfig] = {
         streams=2,
         task_informed=True,
         ppo=PPOConfig(n_minibatches=16, hidden=(256, 256)),
-        specialise_steps_per_task=30_000,  # 80,000 make better teachers, and no better student: see docs/results.md
+        specialise_steps_per_task=30_000,
         specialise=replace(_SPECIALISED, n_minibatches=2),
     ),
     "icrl/PusherGoal-v0": CollectionConfig(
@@ -287,6 +287,8 @@ def run_collection(
     task: int | None = None,
     jobs: int | None = None,
     steps_per_task: int | None = None,
+    specialise_steps_per_task: int | None = None,
+    consolidate: int | None = None,
     split: str | None = None,
     subset: str | None = None,
     seed: int = 0,
@@ -304,6 +306,8 @@ def run_collection(
         task: index of the one task that an sb3 source learns; None is the first.
         jobs: let an sb3 source learn all tasks of the subset instead, so many at a time, into one dataset.
         steps_per_task: instead of the preset's.
+        specialise_steps_per_task: of a task-informed source, instead of the preset's.
+        consolidate: rounds in which its specialised policies become one again; None is the preset's, none.
         split: named task split; None is ``"paper"``, or an environment's own first.
         subset: part of it, as :class:`CollectionConfig` says; None is the preset's.
         seed: of everything.
@@ -323,6 +327,12 @@ def run_collection(
     )
     if steps_per_task is not None:
         config = replace(config, steps_per_task=steps_per_task)
+    if specialise_steps_per_task is not None:
+        config = replace(config, specialise_steps_per_task=specialise_steps_per_task)
+    if consolidate is not None:
+        config = replace(config, consolidate=replace(config.consolidate, rounds=consolidate))
+    if (specialise_steps_per_task or consolidate) and not source.startswith("task-informed"):
+        raise ConfigError(f"policies specialise from a task-informed learner, and are consolidated; {source} has none")
     engine = engine or LocalEngine(device)
     if not source.startswith("sb3-"):
         if jobs is not None:
