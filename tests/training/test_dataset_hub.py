@@ -37,7 +37,7 @@ class DatasetServer(BaseHTTPRequestHandler):
         self.server.log.append(self.path)
         path = self.path.partition("?")[0]
         if path == "/api/repos/create":
-            self.server.repo = json.loads(body)
+            self.server.repo = self.server.repo or json.loads(body)  # what is there stays as it is
             self._json({"url": f"{self.server.url}/datasets/org/data"})
         elif path == "/api/datasets/org/data/preupload/main":
             files = json.loads(body)["files"]
@@ -67,7 +67,9 @@ class DatasetServer(BaseHTTPRequestHandler):
         elif path.startswith("/api/datasets/org/data"):
             commit = self.server.commits[-1] if self.server.commits else "0" * 40
             if path.partition("/revision/")[2] in ("", "main", commit):
-                self._json({"id": "org/data", "sha": commit, "siblings": [{"rfilename": name} for name in files]})
+                private = bool(self.server.repo) and self.server.repo.get("visibility") == "private"
+                siblings = [{"rfilename": name} for name in files]
+                self._json({"id": "org/data", "sha": commit, "private": private, "siblings": siblings})
             else:
                 self._error("RevisionNotFound")
         elif resolved in files:
@@ -188,6 +190,21 @@ def test_push_then_pull(server: Any, mine: Path, tmp_path: Path, make_dataset) -
     make_dataset(tmp_path / "another")
     into = f"print(attempt(pull_dataset, 'org/data', {str(tmp_path / 'another')!r}))"
     assert client(server, home, into).endswith("holds another dataset; choose another directory")
+
+
+def test_what_is_to_be_private_never_goes_to_a_public_repository(server: Any, mine: Path, tmp_path: Path) -> None:
+    client(server, tmp_path / "home", f"push_dataset({str(mine)!r}, 'org/data')")
+    assert "visibility" not in server.repo  # as the owner has it
+    commits = list(server.commits)
+    code = f"""
+from icrl_agents.errors import ConfigError
+try:
+    push_dataset({str(mine)!r}, 'org/data', private=True)
+except ConfigError as error:
+    print(error)
+"""
+    assert "for everybody to see" in client(server, tmp_path / "home", code)
+    assert server.commits == commits
 
 
 def test_what_does_not_arrive_whole_is_no_dataset_and_is_fetched_again(server: Any, mine: Path, tmp_path: Path) -> None:
