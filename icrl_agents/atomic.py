@@ -43,12 +43,12 @@ def require_writable(path: Path) -> None:
     Raises:
         InputError: it cannot.
     """
+    if path.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
+        raise InputError(f"{path} cannot be written: it is {'a directory' if path.is_dir() else 'not yours'}")
+    probe = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()  # there are places of which permissions say nothing
+        probe.unlink()
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error}") from None
-    if path.is_dir():
-        raise InputError(f"{path} cannot be written: it is a directory")
-    for place in (path.parent, path):
-        if place.exists() and not os.access(place, os.W_OK):
-            raise InputError(f"{path} cannot be written: {place} is not yours")
