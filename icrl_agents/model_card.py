@@ -101,11 +101,9 @@ def _knows_changes(training: Mapping[str, Any]) -> bool:
 
 def _body(config: AgentConfig, measured: str, what: str, training: Mapping[str, Any], video: str | None) -> str:
     model = config.model
-    lives = ""
-    if training:  # else nobody knows
-        changes = "in which tasks change without notice"
-        lives = changes if _knows_changes(training) else "in one task each: call `agent.reset()` where the task changes"
-        lives = f"\nIt was trained on lives {lives}.\n"
+    told = "in one task each: call `agent.reset()` where the task changes"
+    kind = "in which tasks change without notice" if _knows_changes(training) else told
+    lives = f"\nIt was trained on lives {kind}.\n" if training else ""  # else nobody knows
     film = "" if video is None else f'\n<video controls autoplay loop muted src="{video}"></video>\n'
     return f"""# {config.name}
 

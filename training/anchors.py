@@ -20,6 +20,7 @@ from icrl_agents.training.collection import (
     check_informed,
     collect,
     evaluate_policies,
+    informed_snapshot,
     learner_seed,
     make_rows,
 )
@@ -165,10 +166,8 @@ def _oracle(
         ).act
     definition = env_definition(config.env_id)
     vectors = np.stack([definition.task_vector(task) for task in tasks])
-    known = {name: torch.from_numpy(array.copy()) for name, array in HistoryDataset(config.informed).learner().items()}
-    learner = TaskParallelPPO(config.ppo, known["observation_mean"].shape[-1], len(low), [0], 1, 1)
-    learner.load_state_dict(known)
-    informed = SnapshotPolicies(snapshot_by_task(learner.snapshot(), vectors), low, high)
+    of_all = informed_snapshot(config.ppo, HistoryDataset(config.informed))
+    informed = SnapshotPolicies(snapshot_by_task(of_all, vectors), low, high)
     if not config.specialise_steps_per_task:
         return informed.act
     learned = collect(replace(config, subset="val+test"), directory, quiet=quiet)

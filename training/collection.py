@@ -253,7 +253,7 @@ def _collect(
     space: Any = make_rows(config.env_id, manifest.tasks[:1], 1).single_action_space
     final = stored.snapshot()
     if config.consolidate.rounds:
-        final = _consolidated(config, manifest, stored, quiet)
+        final = _consolidated(config, manifest, stored, final, quiet)
         writer.save_snapshot(config.steps + 1, final)
     policies = SnapshotPolicies(final, space.low, space.high)
     returns = evaluate_policies(
@@ -263,17 +263,13 @@ def _collect(
 
 
 def _consolidated(
-    config: CollectionConfig, manifest: Manifest, stored: HistoryDataset, quiet: bool
+    config: CollectionConfig, manifest: Manifest, stored: HistoryDataset, last: Mapping[str, np.ndarray], quiet: bool
 ) -> dict[str, np.ndarray]:
     """One policy of all tasks that was drawn to the last ones: a snapshot with one a task, rounded as it is stored."""
     env = make_rows(config.env_id, manifest.tasks, config.streams)
     space: Any = env.single_action_space
     vectors = np.stack([env.definition.task_vector(task) for task in manifest.tasks])
-    last = stored.snapshot()
-    of_all = stored if config.informed is None else HistoryDataset(config.informed)
-    known = {name: torch.from_numpy(array.copy()) for name, array in of_all.learner().items()}
-    informed = TaskParallelPPO(config.ppo, known["observation_mean"].shape[-1], len(space.low), [0], 1, 1)
-    informed.load_state_dict(known)
+    informed = informed_snapshot(config.ppo, stored if config.informed is None else HistoryDataset(config.informed))
     with collection_progress(quiet) as bar:
         shown = bar.add_task("consolidating", total=config.consolidate.rounds, note="")
 
@@ -287,7 +283,7 @@ def _consolidated(
             env,
             vectors,
             SnapshotPolicies(last, space.low, space.high),
-            {**informed.snapshot(), "log_std": torch.from_numpy(last["log_std"].mean(0, keepdims=True))},
+            {**informed, "log_std": torch.from_numpy(last["log_std"].mean(0, keepdims=True))},
             purpose_seed(config.seed, "consolidation"),
             privileged=config.privileged,
             on_round=show,
@@ -295,6 +291,18 @@ def _consolidated(
     by_task = {name: np.asarray(tensor.detach()) for name, tensor in snapshot_by_task(one, vectors).items()}
     rounded = {name: as_half(array).astype(np.float32) for name, array in by_task.items()}
     return {name: by_task[name] if name.startswith("observation_") else rounded[name] for name in by_task}
+
+
+def informed_snapshot(config: PPOConfig, dataset: HistoryDataset) -> dict[str, Tensor]:
+    """The policy of the one learner of all tasks that a dataset holds, first axis 1.
+
+    Raises:
+        DatasetError: every task had a learner of its own, or its file is damaged.
+    """
+    known = {name: torch.from_numpy(array.copy()) for name, array in dataset.learner().items()}
+    learner = TaskParallelPPO(config, known["observation_mean"].shape[-1], dataset.manifest.action_dim, [0], 1, 1)
+    learner.load_state_dict(known)
+    return learner.snapshot()
 
 
 class Source:

@@ -467,8 +467,7 @@ def _begin(directory: Path, manifest: Manifest) -> Manifest:
         return fresh
     existing = load_manifest(directory)
     differing = difference(existing.identity(), manifest.identity())
-    beside = {path.name for path in directory.iterdir()} - {MANIFEST_FILE, LOCK_FILE, "shards", "snapshots"}
-    if differing and existing.progress == Progress() and not beside:  # it never came to record anything
+    if differing and existing.progress == Progress() and not _beside(directory):  # it never came to record anything
         fresh = dataclasses.replace(manifest, progress=Progress())
         with writing(directory):
             save_manifest(directory, fresh)
@@ -477,6 +476,11 @@ def _begin(directory: Path, manifest: Manifest) -> Manifest:
         raise DatasetError(f"{directory} holds another collection, which differs in: {'; '.join(differing)}")
     check_content(directory, existing.progress.files)
     return existing
+
+
+def _beside(directory: Path) -> set[str]:
+    """What lies beside a dataset in its directory, as runs under way that are to be merged into it."""
+    return {path.name for path in directory.iterdir()} - {MANIFEST_FILE, LOCK_FILE, "shards", "snapshots"}
 
 
 def _chosen(episodes: slice | Sequence[int], count: int) -> np.ndarray:

@@ -1,9 +1,8 @@
 """Many policies, one a task, drawn into one that is told the task: local policies into a global one.
 
 Divide-and-Conquer Reinforcement Learning, arXiv 1711.09874. Learners of single tasks become better than one learner of
-all, and each in its own way; a student that is not told the task cannot learn what one has and its neighbours lack.
-The one policy keeps what they share. It acts itself, as in DAgger (arXiv 1011.0686), among the policies that it learns
-from, and those say what they would do.
+all, and each in its own way; the one policy keeps what they share, and does tasks between theirs. It acts itself, as in
+DAgger (arXiv 1011.0686), among the policies that it learns from, and those say what they would do.
 """
 
 from collections.abc import Callable, Mapping
