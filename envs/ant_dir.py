@@ -138,8 +138,8 @@ class AntDirEnv(MetaEnv):
     ## Reward
 
     ``velocity . (cos(angle), sin(angle)) - 0.5 |action|^2 + 1`` per step, the 1 only while healthy. As in v5 velocity
-    is how far the torso moved in the step, over 0.05 s, by positions that are those one physics step (0.01 s) before
-    the observation's: the first step of an episode therefore counts four of its five physics steps.
+    is how far the torso moved in the step, over 0.05 s, by positions where MuJoCo's Runge-Kutta method last looked in
+    a step, a fraction of a millimetre from the simulation's own.
 
     ## Start and end
 

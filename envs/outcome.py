@@ -84,7 +84,7 @@ def outcome(
         rewards, infos = definition.reward(before, state, actions, tasks)
         view = View.of(definition, state)
         terminated = definition.terminated(state)
-    # The engine looks at the beginning of a substep: what the last one did to the state it has not seen yet.
+    # The engine checks the state at the beginning of a substep: what the last one did to it, it has not seen yet.
     diverged = failed | ~np.isfinite(rewards)
     for seen in (view.observations, view.privileged):
         diverged |= ~np.isfinite(seen).all(1)

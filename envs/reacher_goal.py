@@ -101,8 +101,8 @@ class ReacherGoalEnv(MetaEnv):
 
     ## Reward
 
-    ``-|fingertip - goal| - |action|^2`` per step. As in v5 the positions are those one physics step (0.01 s) before the
-    observation's angles, because MuJoCo computes them at the beginning of a step.
+    ``-|fingertip - goal| - |action|^2`` per step. As in v5 the fingertip is where MuJoCo's Runge-Kutta method last
+    looked in the step, some micrometres from where the observation's angles have it.
 
     ## Start and end
 

@@ -18,14 +18,14 @@ from icrl_agents import InContextAgent, evaluate
 from icrl_agents.atomic import write_text_atomically
 from icrl_agents.envs import resolve_env_id, short_name
 from icrl_agents.evaluation import LAST_EPISODES, EvalResult, difference_over_seeds, paired_difference
-from icrl_agents.training.pipeline import EVALUATION_SEEDS, SOURCE_OF_METHOD, run_training
+from icrl_agents.training.pipeline import EVALUATION_SEEDS, run_training, source_of
 from icrl_agents.training.sources.presets import run_collection
 
 KINDS = ["mamba", "mamba2", "transformer"]
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--env", default="half-cheetah-vel")
 parser.add_argument("--out", type=Path, help="default: runs/seeds/ENV-METHOD")
-parser.add_argument("--method", default="on-policy", choices=list(SOURCE_OF_METHOD), help="as in icrl-agents train")
+parser.add_argument("--method", default="on-policy", choices=("on-policy", "ad"), help="as in icrl-agents train")
 parser.add_argument("--data", type=Path, help="sources that were collected before; default: collect them into --out")
 parser.add_argument("--steps-per-task", type=int, help="of the sources; default: the preset's")
 parser.add_argument("--backbones", nargs="+", default=KINDS[::2], choices=KINDS)
@@ -39,7 +39,7 @@ env_id = resolve_env_id(arguments.env)
 out = arguments.out or Path("runs/seeds") / f"{short_name(env_id)}-{arguments.method}"
 data = arguments.data or out / "data"
 if arguments.data is None:
-    run_collection(env_id, data, source=SOURCE_OF_METHOD[arguments.method], steps_per_task=arguments.steps_per_task)
+    run_collection(env_id, data, source=source_of(arguments.method, env_id), steps_per_task=arguments.steps_per_task)
 
 table = Table("backbone", "seed", "episode 1", f"last {LAST_EPISODES}", "normalized", "IQM", "followed")
 figure = Figure(figsize=(6.5, 4), layout="constrained")

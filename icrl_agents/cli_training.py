@@ -24,6 +24,7 @@ Source = Literal[
     "task-informed",
     "task-informed-privileged",
     "task-informed-sac",
+    "planned",
     "sb3-ppo",
     "sb3-sac",
     "sb3-droq",
@@ -49,7 +50,8 @@ class Collect:
     source: Source = "task-parallel"
     """A learner a task, all in one program (task-parallel: PPO, or with preset paper the paper's choice); one learner
     that sees the task (task-informed: PPO), or also what the task does not say (task-informed-privileged, in
-    pusher-goal); or stable-baselines3 and sb3-contrib, one run a task."""
+    pusher-goal); a policy that sees the task and does what was planned (planned, in reacher-goal); or stable-baselines3
+    and sb3-contrib, one run a task."""
     task: int | None = None
     """The one task that an sb3 source learns, by its place in the subset; default: the first."""
     jobs: int | None = None
@@ -156,14 +158,14 @@ class Train:
         """Train and say where the checkpoint is."""
         from icrl_agents.envs import resolve_env_id, short_name
         from icrl_agents.training.parallel import processes_of_environment
-        from icrl_agents.training.pipeline import SOURCE_OF_METHOD, agent_name, run_training
+        from icrl_agents.training.pipeline import agent_name, run_training, source_of
 
         env_id = resolve_env_id(self.env)
         short = short_name(env_id)
         out = self.out or Path("runs") / agent_name(short, self.backbone, self.method, self.head, self.mask_rewards)
         run_training(
             env_id,
-            self.data or Path("data") / short / SOURCE_OF_METHOD[self.method],
+            self.data or Path("data") / short / source_of(self.method, env_id),
             out,
             name=self.name or out.resolve().name,
             backbone=self.backbone,
@@ -375,18 +377,19 @@ class Presets:
         """Print them."""
         from icrl_agents.config import to_dict
         from icrl_agents.envs import resolve_env_id
-        from icrl_agents.training.pipeline import SOURCE_OF_METHOD
+        from icrl_agents.training.pipeline import source_of
         from icrl_agents.training.presets import distillation_preset, is_finetuned, reinforcement_preset
+        from icrl_agents.training.sources.planned import PLANNED, PlannedConfig
         from icrl_agents.training.sources.presets import collection_preset, sb3_preset
 
         env_id = resolve_env_id(self.env)
-        source = self.source or SOURCE_OF_METHOD[self.method]
+        source = self.source or source_of(self.method, env_id)
         collection = collection_preset(env_id, self.preset, source)
         collect = to_dict(collection)
-        if source.startswith("sb3-"):  # of the preset only the amount of data
+        if source == PLANNED or source.startswith("sb3-"):  # of the preset only the amount of data
             amount = ("env_id", "split", "subset", "steps_per_task", "streams", "shard_steps")
-            collect = {name: collect[name] for name in amount}
-            collect["options"] = dict(sb3_preset(source, collection, self.preset))
+            own = to_dict(PlannedConfig()) if source == PLANNED else dict(sb3_preset(source, collection, self.preset))
+            collect = {name: collect[name] for name in amount} | {"options": own}
         train = to_dict(distillation_preset(env_id, self.preset, self.backbone, self.method))
         told = {"collect": collect, "train": train, "finetune": to_dict(reinforcement_preset(env_id))}
         print(json.dumps(told, indent=2))

@@ -32,6 +32,7 @@ from icrl_agents.training.on_policy import OnPolicyConfig
 from icrl_agents.training.reinforcement import ReinforcementConfig
 from icrl_agents.training.sources import presets as source_presets
 from icrl_agents.training.sources.paper import PAPER_SB3
+from icrl_agents.training.sources.planned import PlannedConfig
 from icrl_agents.training.sources.ppo import PPOConfig
 
 ENV_ID = "icrl/ReacherGoal-v0"
@@ -73,6 +74,9 @@ def tiny_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(source_presets._COLLECTIONS, (ENV_ID, "laptop"), TINY_SOURCE)  # type: ignore[arg-type]
     informed = replace(TINY_SOURCE, task_informed=True, steps_per_task=200, specialise=TINY_SOURCE.ppo)
     monkeypatch.setitem(source_presets._TASK_INFORMED, ENV_ID, informed)  # type: ignore[arg-type]
+    monkeypatch.setitem(source_presets._PLANNED, ENV_ID, TINY_SOURCE)  # type: ignore[arg-type]
+    few = functools.partial(PlannedConfig, rounds=1, plans=20, updates=2, hidden=(8,))
+    monkeypatch.setattr(source_presets, "PlannedConfig", few)
     of = {name: value for name, value in TINY_TRAINING.items() if name != "backbone_options"}
     at = (ENV_ID, "laptop")
     monkeypatch.setitem(presets._DISTILLATION, at, replace(presets._DISTILLATION[at], **of))
@@ -517,8 +521,8 @@ def test_reproduce_and_again(
 ) -> None:
     main(["reproduce", "reacher-goal"])
     run = tmp_path / "runs/reacher-goal-mamba"
-    histories = HistoryDataset(tmp_path / "data/reacher-goal/task-informed")
-    assert (histories.manifest.progress.complete, histories.manifest.source) == (True, "task-informed PPO")
+    histories = HistoryDataset(tmp_path / "data/reacher-goal/planned")
+    assert (histories.manifest.progress.complete, histories.manifest.source) == (True, "planned policy")
     agent = InContextAgent.from_pretrained(run)
     assert agent.config.name == "reacher-goal-mamba"
     assert updates == [1, 2]
@@ -529,7 +533,7 @@ def test_reproduce_and_again(
     assert json.loads((run / "training.json").read_text())["recipe"] == "on-policy distillation"
     times = {
         **json.loads((run / "times.json").read_text()),
-        **json.loads(Path("data/reacher-goal/task-informed/times.json").read_text()),
+        **json.loads(Path("data/reacher-goal/planned/times.json").read_text()),
     }
     assert min(times[part] for part in ("collect", "train", "evaluate")) > 0
     assert "minutes" in capsys.readouterr().out

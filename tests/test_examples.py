@@ -284,6 +284,13 @@ def test_idle_threads_are_compared(run: Callable[..., str]) -> None:
     assert re.findall(r"(spinning|sleeping) +[\d.]+ +[\d.]+$", out, re.MULTILINE) == ["spinning", "sleeping"]
 
 
+def test_the_planner_is_better_than_any_agent(run: Callable[..., str]) -> None:
+    script = ROOT / "examples/benchmarks/reacher_optimum.py"
+    out = run(script, "--agents", "reacher-goal-mamba", "--episodes", "10")
+    planner, agent, oracle = numbers(r"│ +(-\d\.\d{3}) +│", out)
+    assert planner > max(agent, oracle)
+
+
 def test_what_agents_cost_is_measured(run: Callable[..., str], tmp_path: Path) -> None:
     script, picture = ROOT / "examples/benchmarks/agent_latency.py", tmp_path / "latency.png"
     out = run(script, "--lived", "5", "--turns", "1", "--steps", "5", "--out", picture)

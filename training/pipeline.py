@@ -28,18 +28,28 @@ from icrl_agents.training.parallel import Processes
 from icrl_agents.training.presets import Method, distillation_preset, is_finetuned, reinforcement_preset
 from icrl_agents.training.reinforcement import ReinforcementResult, finetune, require_finetuning
 from icrl_agents.training.run_state import IDENTITY_FILE, require_free_for_run
+from icrl_agents.training.sources.planned import PLANNED
 from icrl_agents.training.sources.policies import SnapshotPolicies, sees_privileged
 from icrl_agents.training.sources.presets import run_collection
 
 EVALUATION_SEEDS = (0, 1, 2)
 TIMES_FILE = "times.json"
 
-SOURCE_OF_METHOD: Mapping[Method, str] = {"ad": "task-parallel", "on-policy": "task-informed"}
-"""What each method distils: independent learning histories, or the teacher that all tasks share.
+_SOURCES: Mapping[Method, str] = {"ad": "task-parallel", "on-policy": "task-informed"}
+_TEACHERS: Mapping[str, str] = {"icrl/ReacherGoal-v0": PLANNED}
 
-Independent teachers disagree where a task has two solutions (the arm's elbow left or right), and between two goals that
-were taught differently a student learns the mean of both, which is neither.
-"""
+
+def source_of(method: Method, env_id: str) -> str:
+    """What a method distils: independent learning histories, or a teacher that is told the task.
+
+    Independent teachers disagree where a task has two solutions (the arm's elbow left or right), and between two goals
+    that were taught differently a student learns the mean of both, which is neither.
+
+    Args:
+        method: ``"ad"`` or ``"on-policy"``.
+        env_id: Gymnasium id.
+    """
+    return _TEACHERS.get(env_id, _SOURCES[method]) if method == "on-policy" else _SOURCES[method]
 
 
 def reproduce(
@@ -85,7 +95,7 @@ def reproduce(
     """
     env_id = resolve_env_id(env)
     short = short_name(env_id)
-    source = SOURCE_OF_METHOD[method]
+    source = source_of(method, env_id)
     histories = data / short / source
     name = agent_name(short, backbone, method, head, mask_rewards)
     checkpoint = out / name

@@ -84,7 +84,7 @@ _ON_POLICY: dict[tuple[str, str], Mapping[str, Any]] = {
         **_ON_POLICY_LAPTOP,
         "on_policy": OnPolicyConfig(rows_per_task=1, life_rounds=6),
         "episodes": 10,
-        "updates": 1800,
+        "updates": 3600,
         "batch_size": 32,
         "val_episodes": 40,
     },

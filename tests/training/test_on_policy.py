@@ -268,7 +268,7 @@ def carry_of(model: InContextModel, round_: Round) -> Any:
 
 
 def test_rewards_are_those_of_the_rows_task(tmp_path: Path, manifest: Manifest) -> None:
-    """The fingertip in an observation is where the reward's was, but for one physics step of 0.01 s."""
+    """The fingertip in an observation is where the reward's was."""
     tokens = first_round(tmp_path, manifest)["tokens"].reshape(3, 2, 100, 20)
     inside = np.r_[1:50, 51:100]
     effort = np.square(tokens[:, :, inside, 16:18]).sum(-1)

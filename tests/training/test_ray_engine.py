@@ -214,8 +214,9 @@ def test_what_cannot_be_divided_is_refused_before_anything_is_written(inline: In
         collect(TINY, tmp_path / "out", engine=RayEngine(shards=11), quiet=True)
     with pytest.raises(ConfigError, match="at least 1, got 0"):
         RayEngine(shards=0)
-    with pytest.raises(ConfigError, match="sb3-ppo learns in processes of one machine"):
-        run_collection("icrl/ReacherGoal-v0", tmp_path / "out", source="sb3-ppo", engine=RayEngine(), quiet=True)
+    for source in ("sb3-ppo", "planned"):
+        with pytest.raises(ConfigError, match=f"{source} learns on one machine"):
+            run_collection("icrl/ReacherGoal-v0", tmp_path / "out", source=source, engine=RayEngine(), quiet=True)
     with (
         pytest.raises(ConfigError, match=r"--address and --shards say .* add --engine ray"),
         open_engine("local", "auto", 2),

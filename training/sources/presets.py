@@ -21,6 +21,7 @@ from icrl_agents.training.sources.paper import (
     PAPER_STEPS_PER_TASK,
     sb3_options,
 )
+from icrl_agents.training.sources.planned import PLANNED, PlannedConfig, collect_planned
 from icrl_agents.training.sources.ppo import PPOConfig
 from icrl_agents.training.sources.sac import DroQConfig, SACConfig
 
@@ -184,10 +185,18 @@ _ANY: Mapping[str, CollectionConfig] = {
 }
 """algorithm -> a setting to begin with in environments that have none of their own."""
 
+_PLANNED: Mapping[str, CollectionConfig] = {
+    # Nothing is learned from these steps; they show what the teacher does.
+    "icrl/ReacherGoal-v0": CollectionConfig(
+        "icrl/ReacherGoal-v0", subset="train+sampled:140", steps_per_task=1_000, streams=1
+    ),
+}
+
 _INFORMED: Mapping[str, Mapping[str, CollectionConfig]] = {
     "task-informed": _TASK_INFORMED,
     "task-informed-privileged": _PRIVILEGED,
     "task-informed-sac": _TASK_INFORMED_SAC,
+    PLANNED: _PLANNED,
 }
 
 SOURCES = (
@@ -198,10 +207,12 @@ SOURCES = (
     "task-informed",
     "task-informed-privileged",
     "task-informed-sac",
+    PLANNED,
     *PAPER_SB3,
 )
 """What histories can be collected from. ``task-parallel`` is what the preset has: PPO, or in ``paper`` what the paper
-assigns to the environment. ``task-informed-privileged`` is there where the environment calls something privileged."""
+assigns to the environment. ``task-informed-privileged`` is there where the environment calls something privileged,
+``planned`` in Reacher-Goal."""
 
 
 def collection_preset(env_id: str, preset: str, source: str = "task-parallel") -> CollectionConfig:
@@ -220,7 +231,7 @@ def collection_preset(env_id: str, preset: str, source: str = "task-parallel") -
     if source not in SOURCES:
         raise UnknownNameError("source", source, SOURCES)
     env_definition(env_id)
-    if (env_id, "laptop") not in _COLLECTIONS:
+    if (env_id, "laptop") not in _COLLECTIONS and source != PLANNED:
         return _any_collection(env_id, preset, source)
     if source in _INFORMED:
         if env_id not in _INFORMED[source]:
@@ -334,18 +345,19 @@ def run_collection(
     if (specialise_steps_per_task or consolidate) and not source.startswith("task-informed"):
         raise ConfigError(f"policies specialise from a task-informed learner, and are consolidated; {source} has none")
     engine = engine or LocalEngine(device)
-    if not source.startswith("sb3-"):
-        if jobs is not None:
-            raise ConfigError(f"jobs are processes of an sb3 source; {source} learns all tasks in one")
-        if task is not None:
-            raise ConfigError(
-                f"one task is what an sb3 source learns; {source} learns all of the subset, got task {task}"
-            )
+    sb3 = source.startswith("sb3-")
+    if not sb3 and jobs is not None:
+        raise ConfigError(f"jobs are processes of an sb3 source; {source} learns all tasks in one")
+    if not sb3 and task is not None:
+        raise ConfigError(f"one task is what an sb3 source learns; {source} learns all of the subset, got task {task}")
+    if not sb3 and source != PLANNED:
         return collect(config, directory, engine=engine, quiet=quiet)
     if not isinstance(engine, LocalEngine):
-        raise ConfigError(f"{source} learns in processes of one machine: collect it with --engine local")
+        raise ConfigError(f"{source} learns on one machine: collect it with --engine local")
     if engine.device.type != "cpu":
         raise ConfigError(f"{source} learns on the CPU, got device {str(engine.device)!r}")
+    if not sb3:
+        return collect_planned(PlannedConfig(), config, directory, quiet=quiet)
     try:
         from icrl_agents.training.sources.sb3 import collect_sb3, collect_sb3_tasks
     except ImportError as error:
