@@ -8,6 +8,7 @@ command goes on where it was interrupted. --updates 20 --steps-per-task 5000 sho
 import argparse
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -19,13 +20,14 @@ from icrl_agents.atomic import write_text_atomically
 from icrl_agents.envs import resolve_env_id, short_name
 from icrl_agents.evaluation import LAST_EPISODES, EvalResult, difference_over_seeds, paired_difference
 from icrl_agents.training.pipeline import EVALUATION_SEEDS, run_training, source_of
+from icrl_agents.training.presets import Method
 from icrl_agents.training.sources.presets import run_collection
 
 KINDS = ["mamba", "mamba2", "transformer"]
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--env", default="half-cheetah-vel")
 parser.add_argument("--out", type=Path, help="default: runs/seeds/ENV-METHOD")
-parser.add_argument("--method", default="on-policy", choices=("on-policy", "ad"), help="as in icrl-agents train")
+parser.add_argument("--method", default="on-policy", choices=get_args(Method), help="as in icrl-agents train")
 parser.add_argument("--data", type=Path, help="sources that were collected before; default: collect them into --out")
 parser.add_argument("--steps-per-task", type=int, help="of the sources; default: the preset's")
 parser.add_argument("--backbones", nargs="+", default=KINDS[::2], choices=KINDS)

@@ -374,7 +374,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         resumes = isinstance(chosen, Collect | Train | Finetune | Anchors | Reproduce | Regenerate | PullData | Publish)
-        if isinstance(chosen, Collect) and chosen.source.startswith("sb3-") and chosen.jobs is None:
+        if isinstance(chosen, Collect) and chosen.begins_again:
             resumes = False
         Console(stderr=True).print(f"interrupted{'; the same command goes on where it stopped' if resumes else ''}")
         sys.exit(130)

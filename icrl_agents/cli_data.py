@@ -97,9 +97,10 @@ class Regenerate:
     streams: int | None = None
     """Histories of each task; default: as many as the dataset's."""
     subset: str | None = None
-    """Tasks of another part of the split (train, val, test, or several joined by +); needs a task-informed source."""
+    """Tasks of another part of the split (train, val, test, or several joined by +); needs a source that is told the
+    task."""
     sampled_tasks: int = 0
-    """So many new tasks from the environment's distribution instead; needs a task-informed source."""
+    """So many new tasks from the environment's distribution instead; needs a source that is told the task."""
     seed: int = 0
     """Of everything."""
 

@@ -38,13 +38,14 @@ console = Console(markup=False)  # what is printed has paths and names in it
 class Collect:
     """Collect learning histories: source algorithms learn the training tasks and every step is recorded.
 
-    An interrupted collection goes on with the same command, but for an sb3 source without --jobs.
+    An interrupted collection goes on with the same command; a planned one, of minutes, begins again, and one of an sb3
+    source without --jobs has to, in another folder.
     """
 
     env: Positional[str]
     """Environment, e.g. reacher-goal."""
     preset: Preset = "laptop"
-    """Source algorithm and amount of data; task-informed sources have one setting for both."""
+    """Source algorithm and amount of data; task-informed and planned sources have one setting for both."""
     out: Path | None = None
     """Folder of the dataset; default: data/ENV/SOURCE."""
     source: Source = "task-parallel"
@@ -78,6 +79,11 @@ class Collect:
     """Of the Ray cluster, host:port or auto; default: RAY_ADDRESS, or a Ray on this machine alone."""
     shards: int | None = None
     """Parts that the tasks are divided into on the cluster; default: one a core."""
+
+    @property
+    def begins_again(self) -> bool:
+        """Whether nothing of it is kept if it is interrupted."""
+        return self.source == "planned" or (self.source.startswith("sb3-") and self.jobs is None)
 
     def run(self) -> None:
         """Collect, then say what was collected."""
@@ -130,7 +136,8 @@ class Train:
     """Size, sequence length and schedule."""
     method: Method = "ad"
     """From the histories as they are (ad, the paper; no agent here became better than blind by it), or with the student
-    acting and the final policies of a task-informed source teaching (on-policy, as the bundled agents without -ad)."""
+    acting and the final policies of a source that is told the task teaching (on-policy, as the bundled agents without
+    -ad)."""
     head: Head = "deterministic"
     """Trained by squared error (the paper), or by likelihood; then the agent samples its actions."""
     out: Path | None = None

@@ -150,6 +150,9 @@ def test_no_command_is_refused(refused: Callable[..., str]) -> None:
     [
         ("list", False),
         ("collect reacher-goal", True),
+        ("collect reacher-goal --source planned", False),
+        ("collect reacher-goal --source sb3-ppo", False),
+        ("collect reacher-goal --source sb3-ppo --jobs 2", True),
         ("train reacher-goal", True),
         ("finetune reacher-goal-mamba", True),
         ("reproduce", True),
@@ -495,7 +498,9 @@ def test_oracles_that_begin_from_an_informed_learner(
     assert len(found["returns"]["test"]["oracle"]) == 30
     assert ("then one learner a task for" in found["details"]["oracle"]) == (steps != "0")
     main(["collect", "reacher-goal", "--out", "alone"])
-    assert "holds no learner of all tasks" in refused(*oracle, "--informed", "alone", "--out", "no.json")
+    main(["collect", "reacher-goal", "--source", "planned", "--out", "planned"])
+    for without in ("alone", "planned"):
+        assert "holds no learner of all tasks" in refused(*oracle, "--informed", without, "--out", "no.json")
 
 
 # ------------------------------------------------------------------ from nothing to an evaluated agent
@@ -545,6 +550,13 @@ def test_reproduce_and_again(
     assert all((again[name] == weights[name]).all() for name in weights)
     assert EvalResult.load(run / "evaluation.json") == result
     assert len(short_evaluation) == 1
+
+
+@pytest.mark.usefixtures("tiny_presets")
+def test_the_parts_find_each_other_as_in_the_tutorial(tmp_path: Path) -> None:
+    main(["collect", "reacher-goal", "--source", "planned"])
+    main(["train", "reacher-goal", "--method", "on-policy", "--out", "runs/mine"])
+    assert InContextAgent.from_pretrained(tmp_path / "runs/mine").config.name == "mine"
 
 
 @pytest.mark.usefixtures("tiny_presets")

@@ -598,7 +598,9 @@ def check_informed(config: CollectionConfig) -> None:
     """
     if config.informed is None:
         return
-    began = HistoryDataset(config.informed).manifest
+    informed = HistoryDataset(config.informed)
+    informed.learner()  # raises where there is none
+    began = informed.manifest
     here = {"env_id": config.env_id, "privileged": config.privileged, "hidden": list(config.ppo.hidden)}
     known = {
         "env_id": began.env_id,

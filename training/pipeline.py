@@ -147,7 +147,10 @@ def _require_its_run(distilled: Path, histories: Path) -> None:
     """Raise where a folder holds what training from these histories could not go on with."""
     require_free_for_run(distilled)
     if (distilled / IDENTITY_FILE).is_file() and not (histories / MANIFEST_FILE).is_file():
-        raise ConfigError(f"{distilled} holds a run, and its dataset is not in {histories}; choose another directory")
+        raise ConfigError(
+            f"{distilled} holds a run, and its dataset is not in {histories}; choose another directory, or go on with "
+            "it by train --data"
+        )
 
 
 def agent_name(env: str, backbone: str, method: Method, head: Head, mask_rewards: bool) -> str:

@@ -72,7 +72,7 @@ def _any_distillation(env_id: str) -> DistillationConfig:
 _ON_POLICY_LAPTOP: Mapping[str, Any] = {
     "target": "final_policy",
     "input_noise": 0.0,
-    "head_hidden": 256,  # with what it knows of the task it has to do what the teacher's two layers of 256 do
+    "head_hidden": 256,  # with what it knows of the task it has to do what the teacher's layers of 256 do
     "head_layers": 2,
     "learning_rate": 2e-3,
     "val_fraction": 0.0,

@@ -179,6 +179,8 @@ class _Regeneration:
             for index in range(len(source.snapshot_steps)):  # a source that specialised can do others only before it
                 self._tensors(index)
         self._privileged = sees_privileged(self._policies(0).seen_dim, definition)
+        if config.noise == "source":
+            self._policies(0).require_noise()
 
     def run(self, writer: HistoryWriter, quiet: bool) -> None:
         """From where the writer stands to the end."""

@@ -7,7 +7,7 @@ made from where episodes start, from anywhere, and then from where the policy it
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,12 +88,12 @@ def collect_planned(
 
     Args:
         planned: how.
-        config: environment, split, subset, steps, streams and seed; its own algorithm is not looked at.
+        config: environment, split, subset, ``steps_per_task``, streams and seed; its own algorithm is not looked at.
         directory: of the dataset.
         quiet: no progress bar.
 
     Returns:
-        The complete dataset, with one snapshot.
+        The complete dataset: one shard, one snapshot.
 
     Raises:
         ConfigError: an environment that nobody plans for, or steps that are less than one shard.
@@ -119,16 +119,17 @@ def _collect(
     if not writer.steps:
         vectors = np.stack([env.definition.task_vector(task) for task in tasks]).astype(np.float32)
         with collection_progress(quiet) as bar:
-            shown = bar.add_task("planning", total=planned.rounds * planned.plans, note="")
+            total = planned.rounds * planned.updates
+            shown = bar.add_task("planning", total=total, note="")
 
-            def show(done: int, error: float) -> None:
-                bar.update(shown, completed=done * planned.plans, note=f"error {error:.2g}")
+            def show(done: int, doing: str) -> None:
+                bar.update(shown, completed=done, note=doing)
                 if not bar.console.is_terminal and not quiet:
-                    print(f"{done} of {planned.rounds} rounds of planning, squared error {error:.2g}", flush=True)
+                    print(f"{done} of {total} updates, {doing}", flush=True)
 
-            one = draw_to_plans(planned, vectors, purpose_seed(config.seed, PLANNED), on_round=show)
+            one = draw_to_plans(planned, vectors, purpose_seed(config.seed, PLANNED), on_progress=show)
         by_task = snapshot_by_task(one, vectors)
-        writer.save_snapshot(config.steps, by_task)
+        writer.save_snapshot(config.shared_steps, by_task)
         writer.append(_episodes(SnapshotPolicies(by_task, space.low, space.high), env, config), {})
     final = HistoryDataset(writer.directory, require_complete=False).snapshot()
     policies = SnapshotPolicies(final, space.low, space.high)
@@ -137,9 +138,9 @@ def _collect(
 
 def _episodes(policies: SnapshotPolicies, env: MetaVectorEnv, config: CollectionConfig) -> dict[str, np.ndarray]:
     """What the policies do in all rows, as the store wants it."""
-    recorder = StepRecorder(env.num_envs, config.steps, env.definition.observation_dim, 2)
+    recorder = StepRecorder(env.num_envs, config.shared_steps, env.definition.observation_dim, 2)
     observations, _ = env.reset(seed=purpose_seed(config.seed, PLANNED, "episodes"))
-    for t in range(config.steps):
+    for t in range(config.shared_steps):
         recorder.arrays["observations"][:, t] = observations
         actions = policies.act(observations.reshape(len(policies), config.streams, -1)).reshape(env.num_envs, -1)
         observations = recorder.step(t, env, actions, actions)
@@ -148,7 +149,7 @@ def _episodes(policies: SnapshotPolicies, env: MetaVectorEnv, config: Collection
 
 
 def draw_to_plans(
-    config: PlannedConfig, goals: np.ndarray, seed: int, *, on_round: Callable[[int, float], None] | None = None
+    config: PlannedConfig, goals: np.ndarray, seed: int, *, on_progress: Callable[[int, str], None] | None = None
 ) -> dict[str, Tensor]:
     """A policy that is told the goal and does what plans do.
 
@@ -156,7 +157,7 @@ def draw_to_plans(
         config: how.
         goals: of training ``[K, 2]``, in m.
         seed: of everything.
-        on_round: called with the number of rounds done and the mean squared error of the last one's updates.
+        on_progress: called with the number of updates done, over all rounds, and what it does now.
 
     Returns:
         Its snapshot, first axis 1, with inputs ``[observation, goal]``.
@@ -175,6 +176,8 @@ def draw_to_plans(
     for number in range(config.rounds):
         of = _drawn_goals(goals, config.plans, rng)
         starts = _anywhere(config, rng) if number == 0 else _visited(config, act, of, rng)
+        if on_progress is not None:
+            on_progress(number * config.updates, f"planning {config.plans} episodes")
         plans = plan(*starts, of)
         told = np.broadcast_to(of[:, None], (config.plans, STEPS, 2))
         seen = np.concatenate([observe_arm(plans.angles, plans.speeds), told], -1)[:, :_LEARNED]
@@ -184,9 +187,9 @@ def draw_to_plans(
             mean, std = inputs[0].mean(0), inputs[0].std(0)
         rate = config.learning_rate * (1 if number == 0 else 0.5)
         x, y = _normalized(torch.cat(inputs), mean, std), torch.cat(targets)
-        error = _learn(actor, x, y, config, rate, batches)
-        if on_round is not None:
-            on_round(number + 1, error)
+        for done, error in _learn(actor, x, y, config, rate, batches):
+            if on_progress is not None:
+                on_progress(number * config.updates + done, f"squared error {error:.2g}")
     policy = {"observation_mean": mean[None], "observation_std": std[None]}
     for layer, (weight, bias) in enumerate(zip(actor.weights, actor.biases, strict=True)):
         policy[f"weight_{layer}"], policy[f"bias_{layer}"] = weight.detach(), bias.detach()
@@ -200,9 +203,10 @@ def _normalized(seen: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 def _learn(
     actor: BatchedMLP, inputs: Tensor, targets: Tensor, config: PlannedConfig, rate: float, generator: torch.Generator
-) -> float:
-    """Updates of one round; their mean squared error."""
+) -> Iterator[tuple[int, float]]:
+    """The updates of one round; now and then how many are done, and the mean squared error of those since."""
     adam, total = torch.optim.Adam(actor.parameters, fused=True), 0.0
+    every = max(1, config.updates // 10)
     for update in range(config.updates):
         adam.param_groups[0]["lr"] = rate / 2 * (1 + math.cos(math.pi * update / config.updates))
         at = torch.randint(len(inputs), (config.batch_size,), generator=generator)
@@ -211,7 +215,9 @@ def _learn(
         loss.backward()
         adam.step()
         total += loss.item()
-    return total / config.updates
+        if (update + 1) % every == 0 or update + 1 == config.updates:
+            yield update + 1, total / ((update % every) + 1)
+            total = 0.0
 
 
 def _drawn_goals(goals: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -147,10 +147,16 @@ class SnapshotPolicies:
         """N_o, entries of what the policies see."""
         return self._mean.shape[-1]
 
-    @property
-    def tells_its_noise(self) -> bool:
-        """Whether the snapshot says how widely its source explored."""
-        return self._squashed or self._log_std is not None
+    def require_noise(self) -> None:
+        """Raise where the snapshot does not say how widely its source explored.
+
+        Raises:
+            DatasetError: says which noise there is without.
+        """
+        if not self._squashed and self._log_std is None:
+            raise DatasetError(
+                "the snapshots do not tell how widely their source explored; take noise 'annealed' or 'none'"
+            )
 
     @torch.no_grad()
     def act(self, observations: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
@@ -195,8 +201,8 @@ class SnapshotPolicies:
 
     def _act(self, chosen: slice | list[int], observations: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
         """Observations ``[R, N, N_o]`` of one chosen learner each to ``[R, N, A]``."""
-        if noise is not None and not self.tells_its_noise:
-            raise DatasetError("the snapshots do not tell how widely their source explored; take other noise")
+        if noise is not None:
+            self.require_noise()
         x = self._normalized(observations, self._mean[chosen], self._std[chosen])
         weights, biases = ([p if len(p) == 1 else p[chosen] for p in ps] for ps in (self._weights, self._biases))
         log_std = None if self._log_std is None else self._log_std[chosen]

@@ -222,7 +222,7 @@ def collection_preset(env_id: str, preset: str, source: str = "task-parallel") -
 
     Args:
         env_id: Gymnasium id. Environments of your own have the preset ``"laptop"``, a setting to begin with.
-        preset: ``"laptop"`` or ``"paper"``; task-informed sources have one setting for both.
+        preset: ``"laptop"`` or ``"paper"``; task-informed and planned sources have one setting for both.
         source: one of :data:`SOURCES`.
 
     Raises:

@@ -2,7 +2,7 @@
 
 The two joints hardly feel each other (armature 1 kg m^2, links of 1e-3), so that angles are linear in torques, and a
 whole episode is a smooth problem in 100 numbers. Newton's method solves it from every way to bend and turn the arm.
-That none is better is not proved; what a plan promises, MuJoCo pays, but for 0.002.
+That none is better is not proved. What a plan promises, MuJoCo pays, within 0.01 and on average to 0.002.
 
     n plans, T steps each
 """
@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
+from icrl_agents.errors import ConfigError
 
 STEPS = 50
 """T, steps of an episode."""
@@ -72,15 +74,20 @@ def observe_arm(angles: np.ndarray, speeds: np.ndarray) -> np.ndarray:
     return np.concatenate([np.cos(angles), np.sin(angles), speeds, np.stack(tip, -1)], -1)
 
 
-def plan(angles: np.ndarray, speeds: np.ndarray, goals: np.ndarray, *, iterations: int = 40) -> Plans:
+def plan(angles: np.ndarray, speeds: np.ndarray, goals: np.ndarray, *, iterations: int = 50) -> Plans:
     """The best episodes found from given states.
 
     Args:
         angles: ``[n, 2]`` of the joints, in rad.
         speeds: ``[n, 2]``, in rad/s.
         goals: ``[n, 2]``, in m.
-        iterations: of Newton's method. After a quarter of them only the three most promising ways are followed.
+        iterations: of Newton's method. After half of them only the two most promising ways are followed.
+
+    Raises:
+        ConfigError: less than 2 iterations.
     """
+    if iterations < 2:
+        raise ConfigError(f"iterations: expected at least 2, got {iterations}")
     parts = [np.arange(i, min(i + _TOGETHER, len(goals))) for i in range(0, len(goals), _TOGETHER)]
     done = [_plan(*(torch.from_numpy(np.float64(x[at])) for x in (angles, speeds, goals)), iterations) for at in parts]
     torques, returns = (torch.cat(part).numpy() for part in zip(*done, strict=True))
@@ -99,11 +106,11 @@ def _plan(start: Tensor, speeds: Tensor, goals: Tensor, iterations: int) -> tupl
         _OF_TORQUES.T @ _OF_TORQUES + torch.eye(STEPS, dtype=torch.float64), _OF_TORQUES.sum(0)
     )
     torques = ways[..., None] * towards  # [n, W, 2, T]
-    radii = np.geomspace(0.03, 1e-5, iterations).tolist()
-    torques, costs = _improve(torques, start, speeds, targets, radii[: iterations // 4])
-    kept = costs.argsort(1)[:, :3]
+    radii = np.geomspace(0.1, 1e-5, iterations).tolist()
+    torques, costs = _improve(torques, start, speeds, targets, radii[: iterations // 2])
+    kept = costs.argsort(1)[:, :2]
     torques = torques.gather(1, kept[..., None, None].expand(-1, -1, 2, STEPS))
-    torques, costs = _improve(torques, start, speeds, targets, radii[iterations // 4 :])
+    torques, costs = _improve(torques, start, speeds, targets, radii[iterations // 2 :])
     best = costs.argmin(1)
     return torques[torch.arange(len(goals)), best].mT, -costs[torch.arange(len(goals)), best]
 

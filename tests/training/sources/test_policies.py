@@ -32,7 +32,7 @@ def test_a_squashed_policy_acts_as_its_learner() -> None:
         np.testing.assert_allclose(policies.act_as(k, OBSERVATIONS[k]), expected[k], atol=1e-5)
     noise = np.stack([np.random.default_rng([k, 0]).standard_normal((6, 2), np.float32) for k in range(3)])
     np.testing.assert_allclose(policies.act(OBSERVATIONS, noise), ActionBounds(LOW, HIGH).from_unit(sampled), atol=1e-5)
-    assert policies.tells_its_noise
+    policies.require_noise()
 
 
 def test_one_informed_learner_becomes_one_policy_a_task_and_those_of_other_tasks() -> None:
@@ -56,9 +56,9 @@ def test_a_clipped_policy_explores_as_its_learner() -> None:
     expected = source.mean_action(torch.from_numpy(OBSERVATIONS)).numpy() + np.exp(-1.0) * noise
     np.testing.assert_allclose(policies.act(OBSERVATIONS, noise), np.clip(expected, LOW, HIGH), atol=1e-5)
     silent = SnapshotPolicies({name: t for name, t in tensors.items() if name != "log_std"}, LOW, HIGH)
-    assert not silent.tells_its_noise
-    with pytest.raises(DatasetError, match="do not tell how widely"):
-        silent.act(OBSERVATIONS, noise)
+    for refused in (silent.require_noise, lambda: silent.act(OBSERVATIONS, noise)):
+        with pytest.raises(DatasetError, match="do not tell how widely"):
+            refused()
 
 
 def test_a_format_of_the_future_is_refused() -> None:
