@@ -1,5 +1,6 @@
 """The examples and the README's code run as they stand, in processes of their own, and say what is so."""
 
+import functools
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from icrl_agents.training.histories import History, HistoryDataset
 from icrl_agents.training.on_policy import OnPolicyConfig
 from icrl_agents.training.reinforcement import ReinforcementConfig
 from icrl_agents.training.sources import presets as source_presets
+from icrl_agents.training.sources.planned import PlannedConfig
 from icrl_agents.training.sources.ppo import PPOConfig
 
 ENV_ID = "icrl/ReacherGoal-v0"
@@ -119,6 +121,9 @@ def small_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(source_presets._COLLECTIONS, at, source)  # type: ignore[arg-type]
     informed = replace(source, task_informed=True)
     monkeypatch.setitem(source_presets._TASK_INFORMED, at[0], informed)  # type: ignore[arg-type]
+    monkeypatch.setitem(source_presets._PLANNED, at[0], source)  # type: ignore[arg-type]
+    few = functools.partial(PlannedConfig, rounds=1, plans=20, updates=2, hidden=(8,))
+    monkeypatch.setattr(source_presets, "PlannedConfig", few)
     monkeypatch.setitem(presets._DISTILLATION, at, replace(presets._DISTILLATION[at], val_episodes=1))
     rounds = OnPolicyConfig(rows_per_task=1, short_episodes=1)
     monkeypatch.setitem(presets._ON_POLICY, at, {**presets._ON_POLICY[at], "on_policy": rounds, "batch_size": 1})
