@@ -88,8 +88,8 @@ def plan(angles: np.ndarray, speeds: np.ndarray, goals: np.ndarray, *, iteration
     """
     if iterations < 2:
         raise ConfigError(f"iterations: expected at least 2, got {iterations}")
-    parts = [np.arange(i, min(i + _TOGETHER, len(goals))) for i in range(0, len(goals), _TOGETHER)]
-    done = [_plan(*(torch.from_numpy(np.float64(x[at])) for x in (angles, speeds, goals)), iterations) for at in parts]
+    parts = zip(*(torch.from_numpy(np.float64(x)).split(_TOGETHER) for x in (angles, speeds, goals)), strict=True)
+    done = [_plan(start, speed, goal, iterations) for start, speed, goal in parts]
     torques, returns = (torch.cat(part).numpy() for part in zip(*done, strict=True))
     states = [(angles, speeds)]
     for t in range(STEPS - 1):
