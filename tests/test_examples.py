@@ -139,7 +139,7 @@ def test_distil_your_own(run_here: Callable[..., str], tmp_path: Path) -> None:
 @pytest.mark.soak
 def test_distil_your_own_by_the_presets(run: Callable[..., str], tmp_path: Path) -> None:
     out = run(example("03"), "--out", "own", "--steps-per-task", 5000, "--updates", 2, "--episodes", 2)
-    assert "on 70 goals" in out
+    assert "on 210 goals" in out
     assert InContextAgent.from_pretrained(tmp_path / "own/agent").config.name == "own-agent"
     assert len(numbers(LEARNED, out)) == 1
 

@@ -220,8 +220,8 @@ def distillation_preset(env_id: str, preset: str, backbone: str = "mamba", metho
 
 
 _REINFORCEMENT: dict[str, ReinforcementConfig] = {
-    # How the shipped agents are made, but for Reacher-Goal's, which no setting that was tried made better: see
-    # docs/results.md.
+    # How the shipped agents are made, but for Reacher-Goal's, of which no setting that was tried made an earlier one
+    # better: see docs/results.md.
     _REACHER_GOAL: ReinforcementConfig(
         "",
         _REACHER_GOAL,
