@@ -681,6 +681,9 @@ def test_presets_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     told, notes = capsys.readouterr()
     assert not json.loads(told)["collect"]["task_informed"]
     assert "does not fine-tune" in notes
+    main(["presets", "reacher-goal"])
+    told, _ = capsys.readouterr()
+    assert json.loads(told)["collect"]["options"] == json.loads(json.dumps(to_dict(PlannedConfig())))
     main(["presets", "reacher-goal", "--preset", "paper", "--source", "sb3-tqc"])
     told, _ = capsys.readouterr()
     collect = json.loads(told)["collect"]

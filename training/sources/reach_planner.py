@@ -58,6 +58,8 @@ def _effects() -> tuple[np.ndarray, np.ndarray]:
 
 _OF_SPEED, _OF_TORQUES = (torch.from_numpy(effect) for effect in _effects())
 _PAIRS = (_OF_TORQUES[:, :, None] * _OF_TORQUES[:, None]).reshape(STEPS, STEPS * STEPS)
+_TOWARDS = torch.linalg.solve(_OF_TORQUES.T @ _OF_TORQUES + torch.eye(STEPS).double(), _OF_TORQUES.sum(0))
+"""Torques ``[T]`` that turn a joint by 1 rad and hold it there, as nearly as effort allows: what plans begin with."""
 
 
 def step_arm(angles: np.ndarray, speeds: np.ndarray, torques: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,10 +104,7 @@ def _plan(start: Tensor, speeds: Tensor, goals: Tensor, iterations: int) -> tupl
     """Torques ``[n, T, 2]`` and returns ``[n]``."""
     targets = torch.complex(goals[:, 0], goals[:, 1])
     ways = _ways(targets) - start[:, None]  # [n, W, 2]
-    towards = torch.linalg.solve(
-        _OF_TORQUES.T @ _OF_TORQUES + torch.eye(STEPS, dtype=torch.float64), _OF_TORQUES.sum(0)
-    )
-    torques = ways[..., None] * towards  # [n, W, 2, T]
+    torques = ways[..., None] * _TOWARDS  # [n, W, 2, T]
     radii = np.geomspace(0.1, 1e-5, iterations).tolist()
     torques, costs = _improve(torques, start, speeds, targets, radii[: iterations // 2])
     kept = costs.argsort(1)[:, :2]

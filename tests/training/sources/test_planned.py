@@ -55,7 +55,7 @@ def test_mujoco_pays_what_a_plan_promises(seed: int) -> None:
     assert np.abs(plans.torques).max() <= 1
     _, _, returns, seen = lived(goals, seed, plans.torques)
     np.testing.assert_allclose(returns, plans.returns, atol=0.02)
-    np.testing.assert_allclose(observe_arm(plans.angles, plans.speeds), seen[:, :-1], atol=0.05)
+    np.testing.assert_allclose(observe_arm(plans.angles, plans.speeds), seen[:, :-1], atol=0.02)
 
 
 @settings(max_examples=10, deadline=None)
