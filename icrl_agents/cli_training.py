@@ -154,6 +154,10 @@ class Train:
     makes agents that notice; default: the preset's, 0."""
     updates: int | None = None
     """Gradient updates; default: the preset's."""
+    learning_rate: float | None = None
+    """Peak of AdamW's, after a rise and before a fall to 0; default: the preset's."""
+    muon_learning_rate: float | None = None
+    """Peak of Muon's, for the matrices between hidden layers; 0 leaves all to AdamW; default: the preset's."""
     init_backbone: Path | None = None
     """Folder of a backbone to start from, as import-mamba writes it; the backbone must be of the preset's shape."""
     device: str = "auto"
@@ -183,6 +187,8 @@ class Train:
             mask_rewards=self.mask_rewards,
             task_changes=self.task_changes,
             updates=self.updates,
+            learning_rate=self.learning_rate,
+            muon_learning_rate=self.muon_learning_rate,
             init_backbone=None if self.init_backbone is None else str(self.init_backbone),
             device=self.device,
             seed=self.seed,

@@ -388,7 +388,8 @@ def test_collect_goes_to_the_environments_folder_and_is_done_once(
 def test_train(
     histories: Path, options: str, folder: str, recipe: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    main(["train", "reacher-goal", "--data", str(histories), "--updates", "3", *options.split()])
+    rates = ["--learning-rate", "0.003", "--muon-learning-rate", "0.02"]
+    main(["train", "reacher-goal", "--data", str(histories), "--updates", "3", *rates, *options.split()])
     out = tmp_path / "runs" / folder
     assert f"checkpoint: runs/{folder}" in capsys.readouterr().out
     agent = InContextAgent.from_pretrained(out)
@@ -397,6 +398,7 @@ def test_train(
     assert agent.config.model.head == ("gaussian" if "gaussian" in folder else "deterministic")
     training = json.loads((out / "training.json").read_text())
     assert (training["recipe"], training["config"]["updates"]) == (recipe, 3)
+    assert (training["config"]["learning_rate"], training["config"]["muon_learning_rate"]) == (0.003, 0.02)
 
 
 @pytest.mark.usefixtures("tiny_presets")
