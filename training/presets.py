@@ -106,6 +106,7 @@ _ON_POLICY: dict[tuple[str, str], Mapping[str, Any]] = {
         "episodes": 5,
         "updates": 1000,
         "batch_size": 16,
+        "muon_learning_rate": 1e-2,
     },
     (_ANT_DIR, "laptop"): {
         **_ON_POLICY_LAPTOP,
