@@ -21,6 +21,7 @@ from icrl_agents.envs.definition import MetaEnvDefinition, PhysicsState, Task
 from icrl_agents.envs.own_modules import ADVICE, import_own_modules
 from icrl_agents.envs.single import MetaEnv
 from icrl_agents.envs.splits import TaskSplit, default_split_of, register_split_of, split_names_of, split_of
+from icrl_agents.envs.symmetry import SignedPermutation, Symmetry
 from icrl_agents.envs.vector import MetaVectorEnv
 from icrl_agents.errors import ConfigError, UnknownNameError
 
@@ -200,6 +201,8 @@ __all__ = [
     "MetaEnvDefinition",
     "MetaVectorEnv",
     "PhysicsState",
+    "SignedPermutation",
+    "Symmetry",
     "Task",
     "TaskSplit",
     "default_split",

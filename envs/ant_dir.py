@@ -9,6 +9,7 @@ import numpy as np
 from icrl_agents.envs.definition import MetaEnvDefinition, PhysicsState, Task
 from icrl_agents.envs.markers import ACTUAL, TARGET, Color, Marker, arrow
 from icrl_agents.envs.single import MetaEnv
+from icrl_agents.envs.symmetry import SignedPermutation, Symmetry
 from icrl_agents.envs.vector import MetaVectorEnv
 from icrl_agents.errors import TaskError
 
@@ -18,6 +19,32 @@ HEALTHY_Z = (0.2, 1.0)
 _TORSO = 1  # body index in ant.xml
 _ARROW_START = 0.3  # m from the torso's centre, whose radius is 0.25
 _STEP_SECONDS = 0.05  # five physics steps of 0.01 s
+
+
+def _quarter_turn() -> Symmetry:
+    """Of the ant, about the vertical: each leg comes to the place of the next.
+
+    World and body turn together: the orientation q becomes R q R^-1, so that its vector part turns like any other.
+    """
+    height = w = SignedPermutation.identity(1)
+    turned = SignedPermutation(np.array([1, 0, 2]), np.array([-1, 1, 1]))
+    legs = np.array([3, 0, 1, 2])  # which leg comes to the place of each, in ant.xml's order: 45, 135, 225, 315 degrees
+    ankles = np.array([1, -1, -1, 1])  # which way their angles count: the axes of opposite ones are parallel
+    joints = SignedPermutation(
+        np.stack([2 * legs, 2 * legs + 1], 1).reshape(-1),
+        np.stack([np.ones(4, int), ankles * ankles[legs]], 1).reshape(-1),
+    )
+    motors = np.roll(np.arange(8), 2)  # ant.xml names the fourth leg's first
+    return Symmetry(
+        observation=SignedPermutation.joined(height, w, turned, joints, turned, turned, joints),
+        action=SignedPermutation((joints.index[motors] + 2) % 8, joints.sign[motors]),
+        task=SignedPermutation(turned.index[:2], turned.sign[:2]),
+    )
+
+
+_TURNS = [Symmetry(*(SignedPermutation.identity(size) for size in (27, 8, 2)))]
+for _ in range(3):
+    _TURNS.append(_quarter_turn().after(_TURNS[-1]))
 
 
 class AntDirDefinition(MetaEnvDefinition):
@@ -53,6 +80,11 @@ class AntDirDefinition(MetaEnvDefinition):
         """Cosine and sine ``[2]``: neighbouring directions have neighbouring vectors all around."""
         (direction,) = self.task_numbers(task)
         return np.array([math.cos(direction), math.sin(direction)])
+
+    def symmetry(self, task: np.ndarray) -> Symmetry:
+        """Quarter turns that bring the direction into [0, pi / 2), around the front left leg."""
+        quadrant = int(math.atan2(task[1], task[0]) % (2 * math.pi) // (math.pi / 2))
+        return _TURNS[-quadrant % 4]
 
     def initial_state(
         self, init_qpos: np.ndarray, init_qvel: np.ndarray, rng: np.random.Generator

@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium.envs.mujoco.mujoco_env import expand_model_path
 
 from icrl_agents.envs.markers import Marker
+from icrl_agents.envs.symmetry import Symmetry
 from icrl_agents.errors import TaskError
 
 Task = Mapping[str, Any]
@@ -116,6 +117,13 @@ class MetaEnvDefinition(ABC):
             TaskError: as :meth:`task_numbers`.
         """
         return self.task_numbers(task)
+
+    def symmetry(self, task: np.ndarray) -> Symmetry | None:
+        """What turns a task vector ``[k]`` into its like among fewer tasks, whose policies then serve all.
+
+        Default: no symmetry of body and tasks is known.
+        """
+        return None
 
     def canonical_task(self, task: Task) -> dict[str, Any]:
         """The task as a plain, JSON-able dict of its own, validated."""

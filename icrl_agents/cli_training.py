@@ -67,6 +67,9 @@ class Collect:
     consolidate: int | None = None
     """Rounds at the end in which the specialised policies become one again, which is told the task and keeps what they
     share; default: none."""
+    symmetric: bool | None = None
+    """Whether a task-informed PPO sees and acts through the symmetry of its tasks; default: where the environment knows
+    one, as in ant-dir."""
     split: str | None = None
     """Named task split; default: paper, or the first of an environment of your own."""
     subset: str | None = None
@@ -106,6 +109,7 @@ class Collect:
                 steps_per_task=self.steps_per_task,
                 specialise_steps_per_task=self.specialise_steps_per_task,
                 consolidate=self.consolidate,
+                symmetric=self.symmetric,
                 split=self.split,
                 subset=self.subset,
                 seed=self.seed,

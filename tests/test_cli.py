@@ -235,6 +235,8 @@ def test_unknown_names_list_what_exists(
         ("collect reacher-goal --task 5", "task-parallel learns all of the subset, got task 5"),
         ("collect reacher-goal --source sb3-ppo --jobs 2 --task 5", "jobs learn all tasks of the subset, got task 5"),
         ("collect reacher-goal --source sb3-sac --jobs 0", "jobs is at least 1, got 0"),
+        ("collect reacher-goal --source planned --symmetric True", "not for planned"),
+        ("collect half-cheetah-vel --source task-informed --symmetric True", "knows no symmetry of its tasks"),
         ("collect reacher-goal --consolidate 2", "policies specialise from a task-informed learner"),
         ("collect ant-dir --source task-informed --consolidate 2", "consolidated that had specialised"),
         ("collect reacher-goal --source sb3-sac --device cuda", "sb3-sac learns on the CPU"),

@@ -26,7 +26,7 @@ from icrl_agents.training.collection import (
 )
 from icrl_agents.training.histories import HistoryDataset
 from icrl_agents.training.lock import writing
-from icrl_agents.training.sources.policies import SnapshotPolicies, snapshot_by_task
+from icrl_agents.training.sources.policies import SnapshotPolicies, snapshot_by_task, symmetries_of, turned_back
 from icrl_agents.training.sources.ppo import TaskParallelPPO
 from icrl_agents.training.sources.rollouts import RolloutCollector
 
@@ -167,7 +167,12 @@ def _oracle(
     definition = env_definition(config.env_id)
     vectors = np.stack([definition.task_vector(task) for task in tasks])
     of_all = informed_snapshot(config.ppo, HistoryDataset(config.informed))
-    informed = SnapshotPolicies(snapshot_by_task(of_all, vectors), low, high)
+    if config.symmetric:
+        symmetries, turned = symmetries_of(definition, vectors)
+        by_task = turned_back(snapshot_by_task(of_all, turned), symmetries)
+    else:
+        by_task = snapshot_by_task(of_all, vectors)
+    informed = SnapshotPolicies(by_task, low, high)
     if not config.specialise_steps_per_task:
         return informed.act
     learned = collect(replace(config, subset="val+test"), directory, quiet=quiet)

@@ -30,7 +30,7 @@ from icrl_agents.training.shards import as_half
 from icrl_agents.training.sources.consolidation import ConsolidationConfig, consolidate
 from icrl_agents.training.sources.off_policy import OffPolicySource
 from icrl_agents.training.sources.on_policy import OnPolicySource
-from icrl_agents.training.sources.policies import SnapshotPolicies, snapshot_by_task
+from icrl_agents.training.sources.policies import SnapshotPolicies, snapshot_by_task, symmetries_of
 from icrl_agents.training.sources.ppo import PPOConfig, TaskParallelPPO
 from icrl_agents.training.sources.rollouts import Recording, told
 from icrl_agents.training.sources.sac import SACConfig
@@ -59,6 +59,8 @@ class CollectionConfig:
         task_informed: one learner over all tasks whose policy sees the task vector, instead of one learner a task.
         privileged: let the policies of a task-informed PPO also see what the environment calls privileged, as where
             Pusher-Goal's object is by now.
+        symmetric: let the policies of a task-informed PPO see and act through the symmetry of their tasks that the
+            environment knows, as quarter turns of Ant-Dir's ant: all directions are learned as those of one quadrant.
         ppo: the source algorithm's hyper-parameters.
         specialise_steps_per_task: steps that follow, in which the one informed learner has become one learner a task;
             0 does without.
@@ -80,6 +82,7 @@ class CollectionConfig:
     seed: int = 0
     task_informed: bool = False
     privileged: bool = False
+    symmetric: bool = False
     ppo: PPOConfig = field(default_factory=PPOConfig)
     specialise_steps_per_task: int = 0
     specialise: PPOConfig | None = None
@@ -354,6 +357,7 @@ class Source:
                 iterations,
                 task_informed=config.task_informed,
                 privileged=config.privileged,
+                symmetric=config.symmetric,
             )
             if config.informed is not None:
                 self._learners.begin_from(HistoryDataset(config.informed).learner())
@@ -487,6 +491,8 @@ def collection_manifest(config: CollectionConfig) -> Manifest:
     extras: dict[str, Any] = {}
     if config.privileged:
         extras["privileged"] = True
+    if config.symmetric:
+        extras["symmetric"] = True
     if config.specialise is not None and config.specialise_steps_per_task:
         extras["specialise_steps_per_task"] = config.specialise_steps_per_task
         extras["specialise"] = dataclasses.asdict(config.specialise)
@@ -585,6 +591,15 @@ def check_collection(config: CollectionConfig) -> None:
             raise ConfigError("what is privileged is for the policies of a task-informed PPO")
         if not env_definition(config.env_id).privileged_dim:
             raise ConfigError(f"{config.env_id} calls nothing privileged: its task says all that observations hide")
+    if config.symmetric:
+        if not config.task_informed or config.sac is not None:
+            raise ConfigError("symmetric is for the policies of a task-informed PPO")
+        if config.privileged:
+            raise ConfigError("a symmetry says nothing of what is privileged: symmetric or privileged, not both")
+        if config.consolidate.rounds:
+            raise ConfigError("symmetric policies are not consolidated: what they see and do is turned task by task")
+        definition = env_definition(config.env_id)
+        symmetries_of(definition, definition.task_vector(definition.sample_tasks(1, 0)[0])[None])
     check_informed(config)
     check_amount(config)
 
@@ -601,10 +616,16 @@ def check_informed(config: CollectionConfig) -> None:
     informed = HistoryDataset(config.informed)
     informed.learner()  # raises where there is none
     began = informed.manifest
-    here = {"env_id": config.env_id, "privileged": config.privileged, "hidden": list(config.ppo.hidden)}
+    here = {
+        "env_id": config.env_id,
+        "privileged": config.privileged,
+        "symmetric": config.symmetric,
+        "hidden": list(config.ppo.hidden),
+    }
     known = {
         "env_id": began.env_id,
         "privileged": began.hyperparameters.get("privileged", False),
+        "symmetric": began.hyperparameters.get("symmetric", False),
         "hidden": list(began.hyperparameters.get("hidden", here["hidden"])),
     }
     if known != here:

@@ -22,7 +22,13 @@ from icrl_agents.envs import MetaVectorEnv, env_definition, split_names, task_sp
 from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.training.collection import collection_progress, evaluate_policies, make_rows, sampled_tasks
 from icrl_agents.training.histories import HistoryDataset, HistoryWriter, Manifest
-from icrl_agents.training.sources.policies import SnapshotPolicies, sees_privileged, snapshot_of_tasks
+from icrl_agents.training.sources.policies import (
+    SnapshotPolicies,
+    sees_privileged,
+    snapshot_of_tasks,
+    symmetries_of,
+    turned_back,
+)
 from icrl_agents.training.sources.rollouts import told
 
 REGENERATED = "regenerated"
@@ -286,7 +292,13 @@ class _Regeneration:
         chosen = [k for k in self._chosen if k is not None]
         if len(chosen) == len(self._chosen):
             return {name: tensor[chosen] for name, tensor in snapshot.items()}
-        return snapshot_of_tasks(snapshot, *self._vectors)
+        if not _is_symmetric(self._source.manifest):
+            return snapshot_of_tasks(snapshot, *self._vectors)
+        definition = env_definition(self._manifest.env_id)
+        (known, tasks), (others, asked) = (symmetries_of(definition, vectors) for vectors in self._vectors)
+        shared = turned_back(snapshot, [symmetry.inverse for symmetry in known])
+        found = snapshot_of_tasks({name: tensor.numpy() for name, tensor in shared.items()}, tasks, asked)
+        return {name: tensor.numpy() for name, tensor in turned_back(found, others).items()}
 
     def _draws(self, start: int, steps: int) -> np.ndarray:
         """Random numbers ``[H, T, A]`` of a shard, from each history's own stream."""
@@ -309,6 +321,14 @@ class _Regeneration:
         rng = np.random.default_rng([self._config.seed, _WRONG_EXPERTS, segment])
         wrong = rng.random(streams) < self._config.wrong_experts
         return wrong * rng.integers(1, tasks, streams)
+
+
+def _is_symmetric(manifest: Manifest) -> bool:
+    """Whether the source, of whom this may be a regeneration, saw and acted through symmetries."""
+    hyperparameters = manifest.hyperparameters
+    while "parent" in hyperparameters:
+        hyperparameters = hyperparameters["parent"]["hyperparameters"]
+    return bool(hyperparameters.get("symmetric", False))
 
 
 def _begin_or_resume(env: MetaVectorEnv, writer: HistoryWriter, seed: int, shape: tuple[int, int]) -> np.ndarray:

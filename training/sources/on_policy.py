@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from icrl_agents.envs import MetaVectorEnv
-from icrl_agents.training.sources.policies import snapshot_by_task
+from icrl_agents.envs import MetaVectorEnv, Symmetry
+from icrl_agents.training.sources.policies import snapshot_by_task, symmetries_of, turned_back
 from icrl_agents.training.sources.ppo import PPOConfig, TaskParallelPPO
 from icrl_agents.training.sources.rollouts import Recording, RolloutCollector
 
@@ -28,6 +28,10 @@ class OnPolicySource:
         iterations: roll-outs of the whole run.
         task_informed: whether learners see the task.
         privileged: whether they also see what the environment calls privileged.
+        symmetric: whether they see and act through :meth:`~icrl_agents.envs.MetaEnvDefinition.symmetry` of their tasks.
+
+    Raises:
+        ConfigError: ``symmetric``, and the environment knows no symmetry of a task.
     """
 
     def __init__(
@@ -41,8 +45,12 @@ class OnPolicySource:
         *,
         task_informed: bool = False,
         privileged: bool = False,
+        symmetric: bool = False,
     ) -> None:
         space: Any = env.single_action_space
+        self._symmetries: list[Symmetry] | None = None
+        if symmetric:
+            self._symmetries, tasks = symmetries_of(env.definition, tasks)
         self._env, self._tasks, self._informed = env, tasks, task_informed
         self.learner = TaskParallelPPO(
             config,
@@ -54,8 +62,8 @@ class OnPolicySource:
             env.num_envs // len(seeds),
             iterations,
         )
-        seen = np.repeat(tasks, env.num_envs // len(tasks), axis=0) if task_informed else None
-        self._collector = RolloutCollector(env, self.learner, observations, seen, privileged=privileged)
+        self._privileged = privileged
+        self._collector = self._collecting(observations)
 
     @property
     def shared(self) -> bool:
@@ -70,8 +78,19 @@ class OnPolicySource:
         """Let the one learner become one a task, see :meth:`TaskParallelPPO.specialised`."""
         self.learner = self.learner.specialised(config, self._tasks, seeds, iterations)
         self._informed = False
-        before = self._collector
-        self._collector = RolloutCollector(self._env, self.learner, before.observations, privileged=before.privileged)
+        self._collector = self._collecting(self._collector.observations)
+
+    def _collecting(self, observations: np.ndarray) -> RolloutCollector:
+        """The collector of the learner as it is, which goes on from these observations."""
+        streams = self._env.num_envs // len(self._tasks)
+        return RolloutCollector(
+            self._env,
+            self.learner,
+            observations,
+            np.repeat(self._tasks, streams, axis=0) if self._informed else None,
+            privileged=self._privileged,
+            symmetries=self._symmetries and [own for own in self._symmetries for _ in range(streams)],
+        )
 
     def advance(self, steps: int) -> Recording:
         """One roll-out, which is so many steps in every row, and the updates from it."""
@@ -83,7 +102,8 @@ class OnPolicySource:
     def snapshot(self) -> dict[str, Tensor]:
         """The policies, one a task."""
         snapshot = self.learner.snapshot()
-        return snapshot_by_task(snapshot, self._tasks) if self.shared else snapshot
+        by_task = snapshot_by_task(snapshot, self._tasks) if self.shared else snapshot
+        return by_task if self._symmetries is None else turned_back(by_task, self._symmetries)
 
     def state(self) -> dict[str, Any]:
         """Everything that the next steps depend on."""

@@ -11,13 +11,13 @@ tensor ``format [K]``:
   tanh and scaled to the action space (SAC, DroQ).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from icrl_agents.envs import MetaEnvDefinition
+from icrl_agents.envs import MetaEnvDefinition, SignedPermutation, Symmetry
 from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.kernels.choice import compiled
 from icrl_agents.training.sources.action_bounds import ActionBounds
@@ -72,6 +72,57 @@ def snapshot_by_task(snapshot: Mapping[str, Tensor], task_vectors: np.ndarray) -
         "weight_0": weight[:-size].expand(tasks, -1, -1),
         "bias_0": snapshot["bias_0"] + (normalized @ weight[-size:])[:, None],
     }
+
+
+def symmetries_of(definition: MetaEnvDefinition, task_vectors: np.ndarray) -> tuple[list[Symmetry], np.ndarray]:
+    """The symmetry of each task vector ``[K, k]``, and what it makes of it ``[K, k]``.
+
+    Raises:
+        ConfigError: the environment knows none.
+    """
+    symmetries = []
+    for vector in task_vectors:
+        symmetry = definition.symmetry(vector)
+        if symmetry is None:
+            raise ConfigError(f"symmetric: {definition.env_id} knows no symmetry of its tasks")
+        symmetries.append(symmetry)
+    return symmetries, np.stack([own.task(vector) for own, vector in zip(symmetries, task_vectors, strict=True)])
+
+
+def turned_back(snapshot: Mapping[str, np.ndarray | Tensor], symmetries: Sequence[Symmetry]) -> dict[str, Tensor]:
+    """Policies that see and act through a symmetry each, as policies that do without it.
+
+    What it does to observations and actions becomes part of the first and the last layer.
+
+    Args:
+        snapshot: of K tanh networks (format 1).
+        symmetries: K; each policy sees observations, and gives actions, after its symmetry.
+
+    Returns:
+        A snapshot with first axis K.
+    """
+
+    def each(of_all: Tensor, by: Sequence[SignedPermutation], axis: int = -1, *, signed: bool = True) -> Tensor:
+        parts = (
+            t[..., p.index] * torch.from_numpy(p.sign if signed else np.abs(p.sign)).to(t.dtype)
+            for t, p in zip(of_all.transpose(axis, -1), by, strict=True)
+        )
+        return torch.stack(list(parts)).transpose(axis, -1).contiguous()
+
+    tensors = {name: torch.as_tensor(tensor) for name, tensor in snapshot.items()}
+    last = sum(name.startswith("weight_") for name in tensors) - 1
+    seen = [symmetry.observation.inverse for symmetry in symmetries]
+    acted = [symmetry.action.inverse for symmetry in symmetries]
+    result = {
+        **tensors,
+        "observation_mean": each(tensors["observation_mean"], seen),
+        "observation_std": each(tensors["observation_std"], seen, signed=False),
+        "weight_0": each(tensors["weight_0"], seen, 1),
+    }
+    result |= {name: each(result[name], acted) for name in (f"weight_{last}", f"bias_{last}")}
+    if "log_std" in tensors:
+        result["log_std"] = each(tensors["log_std"], acted, signed=False)
+    return result
 
 
 def snapshot_of_tasks(

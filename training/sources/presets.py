@@ -126,6 +126,7 @@ _TASK_INFORMED: Mapping[str, CollectionConfig] = {
         "icrl/AntDir-v0",
         steps_per_task=300_000,
         task_informed=True,
+        symmetric=True,
         ppo=PPOConfig(n_minibatches=16, learning_rate=5e-4, gamma=0.97, log_std_init=-0.5, hidden=(256, 256)),
         specialise=replace(_SPECIALISED, gamma=0.97),
     ),
@@ -277,13 +278,15 @@ def oracle_collection(
     split = split or default_split(env_id)
     if informed is None:
         return CollectionConfig(env_id, split, steps_per_task=steps_per_task, seed=seed)
+    known = HistoryDataset(informed).manifest.hyperparameters
     return replace(
         collection_preset(env_id, "laptop", "task-informed"),
         split=split,
         seed=seed,
         steps_per_task=0,
         informed=str(informed),
-        privileged=HistoryDataset(informed).manifest.hyperparameters.get("privileged", False),
+        privileged=known.get("privileged", False),
+        symmetric=known.get("symmetric", False),
         specialise_steps_per_task=steps_per_task,
         consolidate=ConsolidationConfig(),  # each is the oracle of its own task
     )
@@ -300,6 +303,7 @@ def run_collection(
     steps_per_task: int | None = None,
     specialise_steps_per_task: int | None = None,
     consolidate: int | None = None,
+    symmetric: bool | None = None,
     split: str | None = None,
     subset: str | None = None,
     seed: int = 0,
@@ -319,6 +323,7 @@ def run_collection(
         steps_per_task: instead of the preset's.
         specialise_steps_per_task: of a task-informed source, instead of the preset's.
         consolidate: rounds in which its specialised policies become one again; None is the preset's, none.
+        symmetric: whether a task-informed PPO sees and acts through the symmetry of its tasks; None is the preset's.
         split: named task split; None is ``"paper"``, or an environment's own first.
         subset: part of it, as :class:`CollectionConfig` says; None is the preset's.
         seed: of everything.
@@ -342,6 +347,10 @@ def run_collection(
         config = replace(config, specialise_steps_per_task=specialise_steps_per_task)
     if consolidate is not None:
         config = replace(config, consolidate=replace(config.consolidate, rounds=consolidate))
+    if symmetric is not None:
+        if symmetric and source not in ("task-informed", "task-informed-privileged"):
+            raise ConfigError(f"symmetric is for a task-informed PPO, not for {source}")
+        config = replace(config, symmetric=symmetric)
     if (specialise_steps_per_task or consolidate) and not source.startswith("task-informed"):
         raise ConfigError(f"policies specialise from a task-informed learner, and are consolidated; {source} has none")
     engine = engine or LocalEngine(device)

@@ -1,11 +1,12 @@
 """Stepping one native vector environment for K learners with S streams each."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from icrl_agents.envs import MetaVectorEnv
+from icrl_agents.envs import MetaVectorEnv, SignedPermutation, Symmetry
 from icrl_agents.errors import ConfigError
 from icrl_agents.training.sources.ppo import Rollout, TaskParallelPPO
 
@@ -65,6 +66,38 @@ class StepRecorder:
         return Recording(stored, [np.stack(own) if own else self._none for own in self._finals])
 
 
+class Turned:
+    """Rows seen and acted in through a symmetry each.
+
+    Args:
+        symmetries: one a row, H.
+    """
+
+    def __init__(self, symmetries: Sequence[Symmetry]) -> None:
+        self._seen = _stacked([symmetry.observation for symmetry in symmetries])
+        self._acted = _stacked([symmetry.action.inverse for symmetry in symmetries])
+
+    def observations(self, observations: np.ndarray) -> np.ndarray:
+        """What the learner sees ``[H, ..., N_o]`` of observations."""
+        return _each(observations, *self._seen)
+
+    def actions(self, actions: np.ndarray) -> np.ndarray:
+        """What is done ``[H, A]`` where the learner does these."""
+        return _each(actions, *self._acted)
+
+
+def _stacked(permutations: Sequence[SignedPermutation]) -> tuple[np.ndarray, np.ndarray]:
+    """Indices and signs ``[H, n]``."""
+    return np.stack([p.index for p in permutations]), np.stack([p.sign for p in permutations]).astype(np.float32)
+
+
+def _each(vectors: np.ndarray, index: np.ndarray, sign: np.ndarray) -> np.ndarray:
+    """Row r of vectors ``[H, ..., n]`` by its own signed permutation."""
+    between = [1] * (vectors.ndim - 2)
+    index, sign = (x.reshape(len(x), *between, -1) for x in (index, sign))
+    return np.take_along_axis(vectors, np.broadcast_to(index, vectors.shape), -1) * sign
+
+
 class RolloutCollector:
     """Steps the environment rows of a task-parallel learner.
 
@@ -74,6 +107,8 @@ class RolloutCollector:
         observations: the rows' current observations ``[H, N_o]``.
         task_vectors: ``[H, k]`` appended to what the learner sees; None for learners that see no task.
         privileged: whether the learner also sees what the environment calls privileged, between the two.
+        symmetries: one a row, through which the learner sees and acts; ``task_vectors`` are after them. What is
+            recorded is what happened. None does without.
     """
 
     def __init__(
@@ -84,10 +119,12 @@ class RolloutCollector:
         task_vectors: np.ndarray | None = None,
         *,
         privileged: bool = False,
+        symmetries: Sequence[Symmetry] | None = None,
     ) -> None:
         self.env, self.learner = env, learner
         self.observations = observations
         self.privileged = privileged
+        self._turned = None if symmetries is None else Turned(symmetries)
         self._tasks = np.empty((len(observations), 0)) if task_vectors is None else task_vectors
         self._low = env.single_action_space.low  # type: ignore[attr-defined]
         self._high = env.single_action_space.high  # type: ignore[attr-defined]
@@ -107,11 +144,12 @@ class RolloutCollector:
             arrays["observations"][:, t] = self.observations
             if self.privileged:
                 now[:, t] = env.privileged
-            seen = told(arrays["observations"][:, t], now[:, t], self._tasks)
+            seen = self._seen(arrays["observations"][:, t], now[:, t])
             mean = learner.mean_action(torch.from_numpy(seen.reshape(k, s, -1)))
             sampled[:, t] = (mean + std * noise[t]).reshape(rows, n_a)
             executed, means = (
-                np.clip(x, self._low, self._high) for x in (sampled[:, t], mean.reshape(rows, n_a).numpy())
+                np.clip(x if self._turned is None else self._turned.actions(x), self._low, self._high)
+                for x in (sampled[:, t], mean.reshape(rows, n_a).numpy())
             )
             require_finite(executed, env, t)
             self.observations = recorder.step(t, env, executed, means)
@@ -120,15 +158,20 @@ class RolloutCollector:
         per_learner = (
             torch.from_numpy(x).unflatten(0, (k, s))
             for x in (
-                told(arrays["observations"], now, self._tasks),
+                self._seen(arrays["observations"], now),
                 sampled,
                 arrays["rewards"],
-                told(arrays["following"], following, self._tasks),
+                self._seen(arrays["following"], following),
                 arrays["terminated"],
                 arrays["terminated"] | arrays["truncated"],
             )
         )
         return Rollout(*per_learner), recorder.recording()
+
+    def _seen(self, observations: np.ndarray, privileged: np.ndarray) -> np.ndarray:
+        """What the learner sees ``[H, ..., N_s]`` of observations and what is privileged."""
+        turned = observations if self._turned is None else self._turned.observations(observations)
+        return told(turned, privileged, self._tasks)
 
 
 def require_finite(actions: np.ndarray, env: MetaVectorEnv, step: int) -> None:
