@@ -68,8 +68,8 @@ class Collect:
     """Rounds at the end in which the specialised policies become one again, which is told the task and keeps what they
     share; default: none."""
     symmetric: bool | None = None
-    """Whether a task-informed PPO sees and acts through the symmetry of its tasks; default: where the environment knows
-    one, as in ant-dir."""
+    """Whether a task-informed PPO sees and acts through the symmetry of its tasks, where the environment knows one, as
+    in ant-dir; default: the preset's, which is no."""
     split: str | None = None
     """Named task split; default: paper, or the first of an environment of your own."""
     subset: str | None = None

@@ -32,12 +32,14 @@ class Beginning:
         pending: ``[N, T - N_o]``, what their next token holds beside it.
         rounds_left: ``[N]``, of their lives, this one included.
         memory: ``carry.0, carry.1, ...`` ``[N, ...]``, what they remember.
+        born: ``[N]`` bool, whose lives begin: they remember nothing.
     """
 
     observation: np.ndarray
     pending: np.ndarray
     rounds_left: np.ndarray
     memory: dict[str, np.ndarray]
+    born: np.ndarray
 
 
 def check_task_changes(task_changes: float, life_rounds: int) -> None:
@@ -77,6 +79,7 @@ def begin_round(
     student.reset(rows, seed=int(rng.integers(2**31)))
     observation, _ = env.reset(seed=int(rng.integers(2**31)))
     rounds_left = rng.integers(1, life_rounds + 1, rows)
+    born = np.ones(rows, bool)
     if before:
         before = {name: array.copy() for name, array in before.items()}
         go_on = before["rounds_left"] > 0
@@ -84,7 +87,8 @@ def begin_round(
         changed, others = _changes(drawn, env.tasks, rng)
         for name in ("tokens", "rounds_left", *(name for name in before if name.startswith(CARRY))):
             before[name][changed] = before[name][others]
-        begins = ~go_on
+        born = ~go_on
+        begins = born.copy()
         begins[changed] = True
         env.set_state({n.removeprefix("env."): a for n, a in before.items() if n.startswith("env.")})
         observation = before["observation"]
@@ -96,9 +100,10 @@ def begin_round(
         state.carry = _filled(state.carry, before)
         student.set_state(state)
         student.begin_episode(begins)
-        student.forget(~go_on)
+        student.forget(born)
     state = student.get_state()
-    return Beginning(observation, state.tokens[:, env.definition.observation_dim :], rounds_left, _parts(state.carry))
+    pending = state.tokens[:, env.definition.observation_dim :]
+    return Beginning(observation, pending, rounds_left, _parts(state.carry), born)
 
 
 def end_round(

@@ -142,6 +142,24 @@ def test_targets_are_the_right_teachers_actions_on_what_was_visited(tmp_path: Pa
         np.testing.assert_allclose(round_["targets"].reshape(3, 2, 100, 2)[task], expected, atol=1e-5)
 
 
+def test_a_life_begins_by_exploring(tmp_path: Path, manifest: Manifest) -> None:
+    """Its first labels are one and the same teacher's, whatever the task; where one goes on, all are its own."""
+    sampler, model = make_sampler(tmp_path, manifest, episodes=1, updates=6, life_rounds=2, explore_steps=7)
+    born_rows = []
+    for number in range(4):
+        sampler.prepare(number + 1, model)
+        round_ = load_arrays(tmp_path / f"rounds/{number:05d}.safetensors")
+        born = ~round_["tokens"][:, 0, 8:19].any(1)  # no action, no reward came before
+        for row, (observations, targets) in enumerate(zip(round_["tokens"][..., :8], round_["targets"], strict=True)):
+            expected = LinearTeachers().act_as(row // 2, observations)
+            if born[row]:
+                expected[:7] = LinearTeachers().act_as(0, observations[:7])
+            np.testing.assert_allclose(targets, expected, atol=1e-5)
+        born_rows.append(int(born.sum()))
+    assert born_rows[0] == ROWS
+    assert 0 < sum(born_rows[1:]) < 3 * ROWS
+
+
 @pytest.mark.parametrize("teacher", [0.0, 0.5])
 def test_tokens_are_those_the_student_saw(
     tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, teacher: float
@@ -303,6 +321,19 @@ def test_a_wrong_teacher_is_that_of_another_task(tmp_path: Path, manifest: Manif
     for task in range(3):
         right = LinearTeachers().act_as(task, observations[task][:, :-1])
         np.testing.assert_allclose(targets[task], right, atol=1e-5)
+
+
+def test_who_acts_is_drawn_anew_within_episodes(tmp_path: Path, manifest: Manifest) -> None:
+    """Every 20 steps, and with each episode; in between nobody changes."""
+    _, actions, targets = parts(
+        first_round(tmp_path, manifest, teacher=(0.5,), wrong_teacher=0.0, noise=(0.0,), behaviour_steps=20)
+    )
+    own = (actions == targets).all(-1)  # [3, 2, 99]
+    stretches = [slice(start, stop) for start, stop in ((0, 20), (20, 40), (40, 50), (50, 60), (60, 80), (80, 99))]
+    taught = np.stack([own[..., steps].all(-1) for steps in stretches], -1)
+    assert (taught == np.stack([own[..., steps].any(-1) for steps in stretches], -1)).all()
+    for before, after in pairwise(range(len(stretches))):
+        assert (taught[..., before] != taught[..., after]).any()
 
 
 def test_noise_is_on_what_is_executed_and_inside_the_bounds(tmp_path: Path, manifest: Manifest) -> None:
@@ -511,6 +542,8 @@ def test_not_a_teacher_for_each_task(data: Path, tmp_path: Path) -> None:
         {"wrong_teacher": -0.1},
         {"task_changes": 1.1, "life_rounds": 2},
         {"task_changes": 0.5},
+        {"explore_steps": -1},
+        {"behaviour_steps": -1},
         {"noise": ()},
         {"noise": (-0.1,)},
     ],

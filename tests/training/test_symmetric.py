@@ -17,7 +17,7 @@ from icrl_agents.training.regeneration import RegenerationConfig, regenerate
 from icrl_agents.training.sources.consolidation import ConsolidationConfig
 from icrl_agents.training.sources.policies import SnapshotPolicies, snapshot_by_task, symmetries_of, turned_back
 from icrl_agents.training.sources.ppo import PPOConfig, TaskParallelPPO
-from icrl_agents.training.sources.presets import collection_preset, oracle_collection
+from icrl_agents.training.sources.presets import oracle_collection
 from icrl_agents.training.sources.sac import SACConfig
 
 ENV_ID = "icrl/AntDir-v0"
@@ -157,7 +157,3 @@ def test_another_learner_is_not_begun_from(directory: Path, tmp_path: Path) -> N
     config = replace(config, specialise_steps_per_task=200, specialise=TINY.ppo)
     with pytest.raises(ConfigError, match="'symmetric': True"):
         collect(config, tmp_path, quiet=True)
-
-
-def test_ant_dirs_preset_is_symmetric() -> None:
-    assert collection_preset(ENV_ID, "laptop", "task-informed").symmetric
