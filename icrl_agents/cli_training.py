@@ -143,9 +143,10 @@ class Train:
     acting and the final policies of a source that is told the task teaching (on-policy, as the bundled agents without
     -ad)."""
     head: Head = "deterministic"
-    """Trained by squared error (the paper), or by likelihood; then the agent samples its actions."""
+    """Trained by squared error (deterministic, the paper), by likelihood (gaussian; then the agent samples), or by that
+    of several actions, of which the agent does the most probable (mixture)."""
     out: Path | None = None
-    """Folder of the checkpoint; default: runs/ENV-BACKBONE[-ad][-gaussian][-masked]."""
+    """Folder of the checkpoint; default: runs/ENV-BACKBONE[-ad][-HEAD][-masked]."""
     name: str | None = None
     """Name of the agent; default: the folder's."""
     target: Literal["sampled", "source_mean", "final_policy"] | None = None
@@ -339,7 +340,8 @@ class Reproduce:
     method: Method = "on-policy"
     """As the bundled agents without -ad were made (on-policy), or as those with it, and the paper's (ad)."""
     head: Head = "deterministic"
-    """Trained by squared error (the paper), or by likelihood; then the agent samples its actions."""
+    """Trained by squared error (deterministic, the paper), by likelihood (gaussian; then the agent samples), or by that
+    of several actions, of which the agent does the most probable (mixture)."""
     mask_rewards: bool = False
     """The control agent, which never sees a reward."""
     device: str = "auto"

@@ -25,7 +25,7 @@ FLOAT32_MAX = 3.4028234663852886e38
 """Actions are float32: their bounds are not beyond."""
 
 Tokenization = Literal["transition", "element"]
-Head = Literal["deterministic", "gaussian"]
+Head = Literal["deterministic", "gaussian", "mixture"]
 
 T = TypeVar("T")
 
@@ -41,10 +41,12 @@ class ModelConfig:
         backbone_options: fields of that backbone's own config dataclass.
         tokenization: ``"transition"`` reads one token a decision (the paper); ``"element"`` reads three, the
             previous action, the previous reward and the observation, and decides at the last (original AD).
-        head: ``"deterministic"`` predicts the action; ``"gaussian"`` its mean and log standard deviation.
+        head: ``"deterministic"`` predicts the action; ``"gaussian"`` its mean and log standard deviation; ``"mixture"``
+            several actions and how probable each is, of which the most probable is taken.
         head_hidden: width of the head's hidden layers; 0 makes the head linear.
         head_layers: hidden layers of the head.
         mask_rewards: the control agent that never sees a reward: the token's reward entry is always 0.
+        head_components: actions that a mixture head predicts.
     """
 
     observation_dim: int
@@ -56,6 +58,7 @@ class ModelConfig:
     head_hidden: int = 128
     head_layers: int = 1
     mask_rewards: bool = False
+    head_components: int = 8
 
     def __post_init__(self) -> None:
         check_literals(self)
@@ -63,6 +66,7 @@ class ModelConfig:
         _at_least("action_dim", self.action_dim, 1)
         _at_least("head_hidden", self.head_hidden, 0)
         _at_least("head_layers", self.head_layers, 1)
+        _at_least("head_components", self.head_components, 2)
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,15 @@ class ActionPrediction:
 
     Attributes:
         mean: ``[..., A]`` in the units of the environment's action.
-        log_std: ``[..., A]``, or None for the deterministic head.
+        log_std: ``[..., A]``; None where actions are not drawn.
+        components: ``[..., K, A]``, the actions of a mixture head, of which ``mean`` is the most probable; else None.
+        logits: ``[..., K]``, how probable each is; None where there are no components.
     """
 
     mean: Tensor
     log_std: Tensor | None
+    components: Tensor | None = None
+    logits: Tensor | None = None
 
 
 class InContextModel(nn.Module):
@@ -64,7 +68,11 @@ class InContextModel(nn.Module):
             self.embed_observation = nn.Linear(config.observation_dim + 1, d_model)
         else:
             self.embed = nn.Linear(self.layout.size, d_model)
-        outputs = config.action_dim * (2 if config.head == "gaussian" else 1)
+        outputs = {
+            "deterministic": config.action_dim,
+            "gaussian": 2 * config.action_dim,
+            "mixture": config.head_components * (config.action_dim + 1),
+        }[config.head]
         self.head = _head(d_model, config.head_hidden, config.head_layers, outputs)
 
     def normalize(self, tokens: Tensor) -> Tensor:
@@ -142,6 +150,11 @@ class InContextModel(nn.Module):
         out = self.head(y)
         if self.config.head == "deterministic":
             return ActionPrediction(out, None)
+        if self.config.head == "mixture":
+            k = self.config.head_components
+            components, logits = out[..., :-k].unflatten(-1, (k, -1)), out[..., -k:]
+            chosen = logits.argmax(-1)[..., None, None].expand(*logits.shape[:-1], 1, components.shape[-1])
+            return ActionPrediction(components.gather(-2, chosen).squeeze(-2), None, components, logits)
         mean, log_std = out.chunk(2, -1)
         return ActionPrediction(mean, log_std.clamp(*LOG_STD_RANGE))
 

@@ -133,7 +133,7 @@ def test_a_clone_samples_what_the_agent_would_have(make_agent):
 
 @pytest.mark.parametrize("rows", [None, 3])
 @pytest.mark.parametrize("acted", [False, True])
-@pytest.mark.parametrize("head", ["deterministic", "gaussian"])
+@pytest.mark.parametrize("head", ["deterministic", "gaussian", "mixture"])
 def test_a_saved_state_continues_exactly(make_agent, tmp_path, rows, acted, head):
     rng = np.random.default_rng(0)
     agent = make_agent(head=head)

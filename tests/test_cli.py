@@ -384,6 +384,7 @@ def test_collect_goes_to_the_environments_folder_and_is_done_once(
     [
         ("", "reacher-goal-mamba-ad", "algorithm distillation"),
         ("--head gaussian", "reacher-goal-mamba-ad-gaussian", "algorithm distillation"),
+        ("--head mixture --method on-policy", "reacher-goal-mamba-mixture", "on-policy distillation"),
         ("--method on-policy --mask-rewards", "reacher-goal-mamba-masked", "on-policy distillation"),
     ],
 )
@@ -397,7 +398,8 @@ def test_train(
     agent = InContextAgent.from_pretrained(out)
     assert agent.config.name == folder
     assert agent.config.model.mask_rewards == ("masked" in folder)
-    assert agent.config.model.head == ("gaussian" if "gaussian" in folder else "deterministic")
+    heads = [head for head in ("gaussian", "mixture") if head in folder] or ["deterministic"]
+    assert agent.config.model.head == heads[0]
     training = json.loads((out / "training.json").read_text())
     assert (training["recipe"], training["config"]["updates"]) == (recipe, 3)
     assert (training["config"]["learning_rate"], training["config"]["muon_learning_rate"]) == (0.003, 0.02)

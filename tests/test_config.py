@@ -16,7 +16,7 @@ from icrl_agents.errors import ConfigError
 @given(
     st.integers(1, 40),
     st.sampled_from(["transition", "element"]),
-    st.sampled_from(["deterministic", "gaussian"]),
+    st.sampled_from(["deterministic", "gaussian", "mixture"]),
     st.integers(0, 300),
     st.integers(1, 3),
     st.booleans(),
@@ -57,10 +57,11 @@ WRONG = {
     "no version": ({"format_version": ...}, "format_version None"),
 }
 WRONG_MODEL = {
-    "unknown head": ({"head": "mixture"}, "expected one of 'deterministic', 'gaussian'"),
+    "unknown head": ({"head": "laplace"}, "expected one of 'deterministic', 'gaussian', 'mixture'"),
     "unknown key": ({"layers": 3}, "config.json.model: unknown key.*'layers'"),
     "no observation": ({"observation_dim": 0}, "at least 1"),
     "negative head": ({"head_hidden": -1}, "at least 0"),
+    "one component": ({"head": "mixture", "head_components": 1}, "head_components.* at least 2"),
 }
 
 
@@ -144,7 +145,7 @@ def test_unions_take_nothing_else(value):
         from_dict(Choice, value)
 
 
-@pytest.mark.parametrize("change", [{"tokenization": "word"}, {"head": "mixture"}])
+@pytest.mark.parametrize("change", [{"tokenization": "word"}, {"head": "laplace"}])
 def test_a_model_config_made_in_python_takes_only_listed_values(make_config, change):
     with pytest.raises(ConfigError, match=f"{next(iter(change))}: expected one of"):
         replace(make_config().model, **change)

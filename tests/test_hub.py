@@ -65,7 +65,7 @@ def saved(agent, tmp_path):
 
 
 @pytest.mark.parametrize("tokenization", ["transition", "element"])
-@pytest.mark.parametrize("head", ["deterministic", "gaussian"])
+@pytest.mark.parametrize("head", ["deterministic", "gaussian", "mixture"])
 @pytest.mark.parametrize("backbone", backbones.backbone_names())
 def test_save_load_same_actions(make_agent, tmp_path, backbone, head, tokenization):
     agent = make_agent(backbone, head=head, tokenization=tokenization)
@@ -322,7 +322,15 @@ def edited(directory, **model):
     (directory / "config.json").write_text(json.dumps(data))
 
 
-@pytest.mark.parametrize("model", [{"head_layers": 10**6}, {"head_hidden": 10**9}, {"observation_dim": 10**9}])
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"head_layers": 10**6},
+        {"head_hidden": 10**9},
+        {"observation_dim": 10**9},
+        {"head": "mixture", "head_components": 10**9},
+    ],
+)
 def test_other_sizes_of_the_model_are_refused_before_anything_is_allocated(saved, model):
     edited(saved, **model)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB

@@ -9,6 +9,8 @@ from icrl_agents.model import LOG_STD_RANGE, InContextModel
 SHAPES = [
     ("mamba", "transition", "deterministic"),
     ("mamba", "element", "gaussian"),
+    ("mamba", "transition", "mixture"),
+    ("transformer", "element", "mixture"),
     ("transformer", "transition", "gaussian"),
     ("transformer", "element", "deterministic"),
 ]

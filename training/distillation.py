@@ -71,9 +71,11 @@ class DistillationConfig:
         backbone: registered name of the sequence model.
         backbone_options: fields of that backbone's config.
         tokenization: ``"transition"`` (the paper) or ``"element"`` (the original AD), see ``ModelConfig``.
-        head: ``"deterministic"`` trains by squared error, ``"gaussian"`` by likelihood.
+        head: ``"deterministic"`` trains by squared error, ``"gaussian"`` by likelihood, ``"mixture"`` by that of
+            several actions: who cannot tell yet which of them is right then does one, and not their mean.
         head_hidden: width of the head's hidden layers; 0 makes the head linear.
         head_layers: hidden layers of the head.
+        head_components: actions that a mixture head predicts.
         mask_rewards: train the control agent that never sees a reward.
         target: what to predict: the ``"sampled"`` action (the paper), the ``"source_mean"`` it was drawn
             around, or the ``"final_policy"``'s action on the same observation.
@@ -109,6 +111,7 @@ class DistillationConfig:
     head: Head = "deterministic"
     head_hidden: int = 128
     head_layers: int = 1
+    head_components: int = 8
     mask_rewards: bool = False
     target: Target = "sampled"
     keep_every: int = 10
@@ -436,6 +439,7 @@ def agent_config(config: DistillationConfig, manifest: Manifest) -> AgentConfig:
         head=config.head,
         head_hidden=config.head_hidden,
         head_layers=config.head_layers,
+        head_components=config.head_components,
         mask_rewards=config.mask_rewards,
     )
     return AgentConfig(

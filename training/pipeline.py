@@ -78,11 +78,11 @@ def reproduce(
         backbone: registered sequence model.
         preset: ``"laptop"`` or ``"paper"``.
         method: ``"on-policy"``, as the shipped agents, or ``"ad"``, as the paper.
-        head: ``"deterministic"``, as the paper, or ``"gaussian"``.
+        head: ``"deterministic"``, as the paper, ``"gaussian"`` or ``"mixture"``.
         mask_rewards: the control agent, which never sees a reward.
         seed: of everything.
         data: folder of datasets; the histories go to ``data/ENV/SOURCE``.
-        out: folder of checkpoints; the agent goes to ``out/ENV-BACKBONE[-ad][-gaussian][-masked]``, and what is
+        out: folder of checkpoints; the agent goes to ``out/ENV-BACKBONE[-ad][-HEAD][-masked]``, and what is
             fine-tuned later to a folder of that name and ``-distilled``.
         device: of what is trained and evaluated; ``"auto"`` is the GPU if there is one.
         quiet: no progress bars.
@@ -156,8 +156,8 @@ def _require_its_run(distilled: Path, histories: Path) -> None:
 
 
 def agent_name(env: str, backbone: str, method: Method, head: Head, mask_rewards: bool) -> str:
-    """``ENV-BACKBONE[-ad][-gaussian][-masked]``: the plain name is the shipped recipe's."""
-    parts = (("-ad", method == "ad"), ("-gaussian", head == "gaussian"), ("-masked", mask_rewards))
+    """``ENV-BACKBONE[-ad][-HEAD][-masked]``: the plain name is the shipped recipe's."""
+    parts = (("-ad", method == "ad"), (f"-{head}", head != "deterministic"), ("-masked", mask_rewards))
     return f"{env}-{backbone}" + "".join(word for word, holds in parts if holds)
 
 

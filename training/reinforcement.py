@@ -279,7 +279,9 @@ def _check(agent: AgentConfig, config: ReinforcementConfig) -> None:
             "it may have seen tasks that are held out"
         )
     if agent.model.head != "deterministic":
-        raise ConfigError(f"{agent.name} samples its actions; fine-tuning is for agents of a deterministic head")
+        raise ConfigError(
+            f"{agent.name} has a {agent.model.head} head; fine-tuning is for agents of a deterministic one"
+        )
 
 
 def _training_tasks(config: ReinforcementConfig) -> TrainingTasks:

@@ -47,17 +47,28 @@ class Validation:
         return 0.0 if self.loss is None else -self.loss
 
 
+COMPONENT_STD = 0.3
+"""Of the actions around each that a mixture head predicts, in the action's units."""
+
+
 def action_loss(prediction: ActionPrediction, targets: Tensor, mask: Tensor) -> Tensor:
     """What is minimised, averaged over the steps that are there and the action's entries.
 
-    Deterministic head: squared error, equation 6 of the paper. Gaussian head: negative log-likelihood.
+    Deterministic head: squared error, equation 6 of the paper. Gaussian head: negative log-likelihood. Mixture head:
+    that of Gaussians around its actions (Bishop 1994, "Mixture density networks") whose standard deviation is
+    :data:`COMPONENT_STD`, in units in which it is the squared error where one action is certain.
 
     Args:
         prediction: ``[B, L, A]``.
         targets: ``[B, L, A]``.
         mask: ``[B, L]`` bool.
     """
-    if prediction.log_std is None:
+    if prediction.components is not None and prediction.logits is not None:
+        distance = (prediction.components - targets[..., None, :]).square().sum(-1)  # [B, L, K]
+        scale = 2 * COMPONENT_STD**2
+        likelihood = torch.logsumexp(prediction.logits.log_softmax(-1) - distance / scale, -1)
+        each = -likelihood * scale / targets.shape[-1]
+    elif prediction.log_std is None:
         each = (prediction.mean - targets).square()
     else:
         variance = (2 * prediction.log_std).exp()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch.distributions import Normal
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from icrl_agents.backbones import backbone_names, make_backbone
 from icrl_agents.backbones.weights import BackboneConfig, save_backbone
@@ -24,7 +24,7 @@ from icrl_agents.training.histories import HistoryWriter
 from icrl_agents.training.optimizers import Optimizers
 from icrl_agents.training.presets import distillation_preset
 from icrl_agents.training.run_state import load_run
-from icrl_agents.training.validation import Validation, action_loss
+from icrl_agents.training.validation import COMPONENT_STD, Validation, action_loss
 
 TINY = {
     "mamba": {"d_model": 8, "n_layers": 1, "d_state": 4},
@@ -102,6 +102,38 @@ def test_likelihood_is_that_of_a_normal_distribution():
     expected = -Normal(mean, log_std.exp()).log_prob(targets)[mask].mean()
     found = action_loss(ActionPrediction(mean, log_std), targets, mask)
     torch.testing.assert_close(found, expected)
+
+
+def test_likelihood_of_a_mixture_is_that_of_its_gaussians():
+    """Against torch's own, in units in which one certain action's is the squared error."""
+    torch.manual_seed(0)
+    components, logits, targets = torch.randn(2, 5, 3, 4), torch.randn(2, 5, 3), torch.randn(2, 5, 4)
+    mask = torch.rand(2, 5) < 0.7
+    each = Independent(Normal(components, COMPONENT_STD), 1)
+    mixture = MixtureSameFamily(Categorical(logits=logits), each)
+    constant = 4 * (math.log(COMPONENT_STD) + 0.5 * math.log(2 * math.pi))
+    expected = -(mixture.log_prob(targets) + constant)[mask].mean() * 2 * COMPONENT_STD**2 / 4
+    mean = torch.full((2, 5, 4), math.nan)  # which one is taken does not matter
+    torch.testing.assert_close(action_loss(ActionPrediction(mean, None, components, logits), targets, mask), expected)
+    certain = ActionPrediction(mean, None, components, torch.tensor([0.0, -1e9, -1e9]).expand(2, 5, 3))
+    squared = action_loss(ActionPrediction(components[..., 0, :], None), targets, mask)
+    torch.testing.assert_close(action_loss(certain, targets, mask), squared)
+
+
+def test_a_mixture_learns_both_of_two_actions_where_squared_error_learns_their_mean():
+    """One of two opposite actions is right, nobody can tell which: half of the targets are each."""
+    torch.manual_seed(0)
+    tokens, targets = torch.zeros(64, 1, 20), torch.tensor([0.8, -0.8]).repeat(32)[:, None, None].expand(64, 1, 2)
+    for head, size in (("deterministic", 0.0), ("mixture", 0.8)):
+        model = InContextModel(ModelConfig(8, 2, "mamba", TINY["mamba"], head=head, head_hidden=16, head_components=4))
+        optimizer = torch.optim.Adam(model.parameters(), 0.01)
+        for _ in range(200):
+            optimizer.zero_grad()
+            action_loss(model(tokens)[0], targets, torch.ones(64, 1, dtype=torch.bool)).backward()
+            optimizer.step()
+        mean = model(tokens)[0].mean.detach()
+        torch.testing.assert_close(mean.abs(), torch.full((64, 1, 2), size), atol=0.05, rtol=0)
+        assert (mean[..., 0] * mean[..., 1] >= -1e-3).all()  # one of the two, in both entries
 
 
 @pytest.mark.parametrize("backbone", backbone_names())
@@ -228,6 +260,7 @@ def test_it_learns(tmp_path, make_manifest, make_regular):
     "change",
     [
         {"head": "gaussian"},
+        {"head": "mixture", "head_components": 3},
         {"tokenization": "element"},
         {"mask_rewards": True},
         {"target": "source_mean", "val_fraction": 0.0},
