@@ -32,14 +32,12 @@ class Beginning:
         pending: ``[N, T - N_o]``, what their next token holds beside it.
         rounds_left: ``[N]``, of their lives, this one included.
         memory: ``carry.0, carry.1, ...`` ``[N, ...]``, what they remember.
-        born: ``[N]`` bool, whose lives begin: they remember nothing.
     """
 
     observation: np.ndarray
     pending: np.ndarray
     rounds_left: np.ndarray
     memory: dict[str, np.ndarray]
-    born: np.ndarray
 
 
 def check_task_changes(task_changes: float, life_rounds: int) -> None:
@@ -79,7 +77,6 @@ def begin_round(
     student.reset(rows, seed=int(rng.integers(2**31)))
     observation, _ = env.reset(seed=int(rng.integers(2**31)))
     rounds_left = rng.integers(1, life_rounds + 1, rows)
-    born = np.ones(rows, bool)
     if before:
         before = {name: array.copy() for name, array in before.items()}
         go_on = before["rounds_left"] > 0
@@ -87,8 +84,7 @@ def begin_round(
         changed, others = _changes(drawn, env.tasks, rng)
         for name in ("tokens", "rounds_left", *(name for name in before if name.startswith(CARRY))):
             before[name][changed] = before[name][others]
-        born = ~go_on
-        begins = born.copy()
+        begins = ~go_on
         begins[changed] = True
         env.set_state({n.removeprefix("env."): a for n, a in before.items() if n.startswith("env.")})
         observation = before["observation"]
@@ -100,10 +96,9 @@ def begin_round(
         state.carry = _filled(state.carry, before)
         student.set_state(state)
         student.begin_episode(begins)
-        student.forget(born)
+        student.forget(~go_on)
     state = student.get_state()
-    pending = state.tokens[:, env.definition.observation_dim :]
-    return Beginning(observation, pending, rounds_left, _parts(state.carry), born)
+    return Beginning(observation, state.tokens[:, env.definition.observation_dim :], rounds_left, _parts(state.carry))
 
 
 def end_round(

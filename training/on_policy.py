@@ -77,9 +77,6 @@ class OnPolicyConfig:
             its own number. 1 begins every round with an empty memory.
         task_changes: probability that a row that goes on begins a round with what a row of another task remembers: as
             if its task had changed, and nobody had told it. It needs lives of several rounds.
-        explore_steps: first steps of a life in which every label is the first task's teacher's. Who knows nothing of
-            its task yet does, by squared error, the mean of what all teachers would do; where that is nothing, as in
-            directions all around, nothing is learned from it either. So it is shown to do one thing and see what pays.
         behaviour_steps: steps after which is drawn anew who acts; 0 draws for each episode. In short ones a student
             learns to go on from where others led: who stands still in episodes of its own is told little by rewards.
         teacher: probability that a row's episode, or so many steps of it, is acted by its own teacher, in the first
@@ -95,7 +92,6 @@ class OnPolicyConfig:
     short_fraction: float = 0.6
     life_rounds: int = 1
     task_changes: float = 0.0
-    explore_steps: int = 0
     behaviour_steps: int = 0
     teacher: tuple[float, ...] = (1.0, 0.6, 0.3, 0.1)
     wrong_teacher: float = 0.1
@@ -105,9 +101,8 @@ class OnPolicyConfig:
         for name in ("rows_per_task", "round_updates", "keep_rounds", "short_episodes", "life_rounds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("explore_steps", "behaviour_steps"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}: expected at least 0, got {getattr(self, name)}")
+        if self.behaviour_steps < 0:
+            raise ConfigError(f"behaviour_steps: expected at least 0, got {self.behaviour_steps}")
         check_task_changes(self.task_changes, self.life_rounds)
         if not self.teacher or not self.noise or min(self.noise) < 0:
             raise ConfigError("teacher and noise: expected at least one value each, noise not negative")
@@ -268,7 +263,7 @@ class OnPolicySampler:
                 actors, taught = self._actors(mode, other)
         tokens = model.layout.encode_history(observations, actions, rewards, ends[0] | ends[1])
         tokens[:, 0, model.layout.observation_dim :] = begun.pending
-        round_ = {"tokens": tokens, "targets": self._labels(seen, begun.born)}
+        round_ = {"tokens": tokens, "targets": self._labels(seen)}
         if self._config.life_rounds == 1:
             return round_, {}
         return round_ | begun.memory, end_round(self._env, student, observation, begun.rounds_left)
@@ -288,8 +283,8 @@ class OnPolicySampler:
         own = np.repeat(np.arange(len(self._teachers)), self._config.rows_per_task)
         return np.where(mode == 1, own, other), np.flatnonzero(mode)
 
-    def _labels(self, seen: np.ndarray, born: np.ndarray) -> np.ndarray:
-        """What each row's teacher would do ``[N, L, A]`` where it sees ``[N, L, N_s]``; ``born`` rows explore."""
+    def _labels(self, seen: np.ndarray) -> np.ndarray:
+        """What each row's teacher would do ``[N, L, A]`` where it sees ``[N, L, N_s]``."""
         rows, steps, size = seen.shape
         by_task = seen.reshape(len(self._teachers), self._config.rows_per_task, steps, size)
         parts = [
@@ -297,12 +292,7 @@ class OnPolicySampler:
             for t in range(0, steps, LABELLED)
         ]
         whole = [part.reshape(*by_task.shape[:2], -1, part.shape[-1]) for part in parts]
-        labels = np.concatenate(whole, axis=2).reshape(rows, steps, -1)
-        explored = seen[born, : self._config.explore_steps]
-        if explored.size:
-            first = self._teachers.act_each(np.zeros(explored[..., 0].size, np.int64), explored.reshape(-1, size))
-            labels[born, : self._config.explore_steps] = first.reshape(*explored.shape[:2], -1)
-        return labels
+        return np.concatenate(whole, axis=2).reshape(rows, steps, -1)
 
     def _forget(self, number: int) -> None:
         """Drop rounds that are too old; the file of the one before stays until the run's state is past it."""

@@ -142,24 +142,6 @@ def test_targets_are_the_right_teachers_actions_on_what_was_visited(tmp_path: Pa
         np.testing.assert_allclose(round_["targets"].reshape(3, 2, 100, 2)[task], expected, atol=1e-5)
 
 
-def test_a_life_begins_by_exploring(tmp_path: Path, manifest: Manifest) -> None:
-    """Its first labels are one and the same teacher's, whatever the task; where one goes on, all are its own."""
-    sampler, model = make_sampler(tmp_path, manifest, episodes=1, updates=6, life_rounds=2, explore_steps=7)
-    born_rows = []
-    for number in range(4):
-        sampler.prepare(number + 1, model)
-        round_ = load_arrays(tmp_path / f"rounds/{number:05d}.safetensors")
-        born = ~round_["tokens"][:, 0, 8:19].any(1)  # no action, no reward came before
-        for row, (observations, targets) in enumerate(zip(round_["tokens"][..., :8], round_["targets"], strict=True)):
-            expected = LinearTeachers().act_as(row // 2, observations)
-            if born[row]:
-                expected[:7] = LinearTeachers().act_as(0, observations[:7])
-            np.testing.assert_allclose(targets, expected, atol=1e-5)
-        born_rows.append(int(born.sum()))
-    assert born_rows[0] == ROWS
-    assert 0 < sum(born_rows[1:]) < 3 * ROWS
-
-
 @pytest.mark.parametrize("teacher", [0.0, 0.5])
 def test_tokens_are_those_the_student_saw(
     tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, teacher: float
@@ -542,7 +524,6 @@ def test_not_a_teacher_for_each_task(data: Path, tmp_path: Path) -> None:
         {"wrong_teacher": -0.1},
         {"task_changes": 1.1, "life_rounds": 2},
         {"task_changes": 0.5},
-        {"explore_steps": -1},
         {"behaviour_steps": -1},
         {"noise": ()},
         {"noise": (-0.1,)},
