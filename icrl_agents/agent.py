@@ -562,12 +562,14 @@ class InContextAgent:
         if prediction.log_std is not None and not deterministic:
             noise = torch.randn(mean.shape, generator=self._state.generator, dtype=torch.float32, device="cpu")
             mean = mean + prediction.log_std.float().cpu().exp() * noise
-        action = mean.numpy()
+        return np.clip(self._require_finite(mean.numpy()), self._low, self._high)
+
+    def _require_finite(self, action: np.ndarray) -> np.ndarray:
         if not np.isfinite(action).all():
             raise NotFiniteError(
                 f"the weights of agent {self.config.name!r} gave an action that is not finite: {action.tolist()}"
             )
-        return np.clip(action, self._low, self._high)
+        return action
 
     def _carry_of(self, state: Carry | None, rows: int) -> Carry:
         """A predict state as a carry that may be consumed."""

@@ -142,9 +142,9 @@ class Train:
     """From the histories as they are (ad, the paper; no agent here became better than blind by it), or with the student
     acting and the final policies of a source that is told the task teaching (on-policy, as the bundled agents without
     -ad)."""
-    head: Head = "deterministic"
+    head: Head | None = None
     """Trained by squared error (deterministic, the paper), by likelihood (gaussian; then the agent samples), or by that
-    of several actions, of which the agent does the most probable (mixture)."""
+    of several actions, of which the agent does the most probable (mixture); default: the preset's."""
     out: Path | None = None
     """Folder of the checkpoint; default: runs/ENV-BACKBONE[-ad][-HEAD][-masked]."""
     name: str | None = None
@@ -339,9 +339,9 @@ class Reproduce:
     """Amount of data, size and schedule."""
     method: Method = "on-policy"
     """As the bundled agents without -ad were made (on-policy), or as those with it, and the paper's (ad)."""
-    head: Head = "deterministic"
+    head: Head | None = None
     """Trained by squared error (deterministic, the paper), by likelihood (gaussian; then the agent samples), or by that
-    of several actions, of which the agent does the most probable (mixture)."""
+    of several actions, of which the agent does the most probable (mixture); default: the preset's."""
     mask_rewards: bool = False
     """The control agent, which never sees a reward."""
     device: str = "auto"

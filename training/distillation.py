@@ -366,9 +366,9 @@ class _Run:
         began = time.perf_counter()
         config = self._config
         batch = self._sampler.sample()
-        own, steps = self._processes.rows(len(batch.mask)), int(batch.mask.sum())
+        own, whole = self._processes.rows(len(batch.weights)), float(batch.weights.sum())
         share = batch.rows(own)
-        tokens, targets, mask = on_device(share, self._device)
+        tokens, targets, weights = on_device(share, self._device)
         rate = learning_rate(config, update)
         self._optimizer.set_learning_rate(rate)
         torch.manual_seed(purpose_seed(config.seed, "noise", update))
@@ -378,7 +378,7 @@ class _Run:
         self._model.train()
         prediction, _ = self._model(tokens, remembered(self._model, share.memory), input_noise=noise)
         # A process's share of the mean over the steps of the whole batch
-        loss = action_loss(prediction, targets, mask) * (int(share.mask.sum()) / steps)
+        loss = action_loss(prediction, targets, weights) * (float(share.weights.sum()) / whole)
         self._optimizer.zero_grad()
         loss.backward()
         total = self._processes.add_up(self._model.parameters(), loss.item())
@@ -391,7 +391,7 @@ class _Run:
                 f"{config.learning_rate}{muon} or more warmup than {config.warmup}, in another directory"
             )
         self._optimizer.step()
-        return {**metrics, "tokens_per_second": steps / (time.perf_counter() - began)}
+        return {**metrics, "tokens_per_second": np.count_nonzero(batch.weights) / (time.perf_counter() - began)}
 
     def _select(self, log: RunLog) -> None:
         """Validate, and keep the checkpoint if none before was better."""

@@ -1,22 +1,21 @@
-"""An agent at work in training tasks, by its mean and noise, and what a critic sees meanwhile.
+"""An agent at work in training tasks, trying actions around its own, and what a critic sees meanwhile.
 
 N rows, one a task; L steps a round; N_o observation entries, C entries that the critic sees, T token entries, A
 action entries
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from icrl_agents.agent import InContextAgent
 from icrl_agents.config import AgentConfig
 from icrl_agents.envs import MetaVectorEnv, Task
-from icrl_agents.model import InContextModel
+from icrl_agents.model import ActionPrediction, InContextModel
 from icrl_agents.training.lives import begin_round, end_round
-
-WIDE = 1e6
-"""Bounds of actions where there are none."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,8 @@ class Experience:
     Attributes:
         tokens: ``[N, L, T]``, as the agent saw them.
         memory: what it remembered at the beginning, as :mod:`icrl_agents.training.lives` names it.
-        means: ``[N, L, A]``, its actions before they are clipped to the action space.
-        actions: ``[N, L, A]``, sampled around them, not clipped either.
+        actions: ``[N, L, A]``, tried around its own, before they are clipped to the action space.
+        log_probs: ``[N, L]``, theirs, by :func:`log_prob`.
         rewards: ``[N, L]``.
         done: ``[N, L]`` bool, terminated or truncated.
         seen: ``[N, L + 1, C]``, what the critic sees, after the last step as well.
@@ -36,12 +35,41 @@ class Experience:
 
     tokens: np.ndarray
     memory: dict[str, np.ndarray]
-    means: np.ndarray
     actions: np.ndarray
+    log_probs: np.ndarray
     rewards: np.ndarray
     done: np.ndarray
     seen: np.ndarray
     mean_return: float
+
+
+def log_prob(prediction: ActionPrediction, actions: Tensor, noise: float) -> Tensor:
+    """Log-density ``[...]`` of actions ``[..., A]`` under Gaussian noise around what was predicted, but for a constant.
+
+    A mixture head's is that of the mixture: which of its actions is chosen is drawn, too.
+    """
+    if prediction.components is None or prediction.logits is None:
+        return -0.5 * ((actions - prediction.mean) / noise).square().sum(-1)
+    each = -0.5 * ((actions[..., None, :] - prediction.components) / noise).square().sum(-1)
+    return torch.logsumexp(prediction.logits.log_softmax(-1) + each, -1)
+
+
+class _Explorer(InContextAgent):
+    """Draws what it does, unclipped, and keeps how probable that was."""
+
+    noise: float
+    rng: np.random.Generator
+    log_probs: np.ndarray
+
+    def _choose(self, prediction: ActionPrediction, deterministic: bool | None) -> np.ndarray:
+        around = prediction.mean
+        if prediction.components is not None and prediction.logits is not None:
+            gumbel = torch.from_numpy(self.rng.gumbel(size=prediction.logits.shape)).to(prediction.logits)
+            chosen = (prediction.logits + gumbel).argmax(-1)[..., None, None]
+            around = prediction.components.take_along_dim(chosen, -2).squeeze(-2)
+        action = around + self.noise * torch.from_numpy(self.rng.standard_normal(around.shape)).to(around)
+        self.log_probs = log_prob(prediction, action, self.noise).cpu().numpy()
+        return self._require_finite(action.cpu().numpy())
 
 
 class Rows:
@@ -93,14 +121,13 @@ class Rows:
         """
         env = self._env
         low, high = (np.asarray(bound, np.float32) for bound in (self._agent.action_low, self._agent.action_high))
-        # Not clipped, as the model will be asked for them again: the actions tried are around these.
-        wide = replace(self._agent, action_low=(-WIDE,) * len(low), action_high=(WIDE,) * len(low))
-        student = InContextAgent(model.eval(), wide)
+        student = _Explorer(model.eval(), self._agent)
+        student.noise, student.rng = noise, rng
         begun = begin_round(env, student, lives, self._life_rounds, rng, self._task_changes)
         shape = (env.num_envs, self._steps)
         observations = np.empty((*shape, env.definition.observation_dim), np.float32)
-        means, actions, executed = (np.empty((*shape, len(low)), np.float32) for _ in range(3))
-        rewards, done = np.empty(shape, np.float32), np.empty(shape, bool)
+        actions, executed = (np.empty((*shape, len(low)), np.float32) for _ in range(2))
+        rewards, log_probs, done = np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty(shape, bool)
         seen = np.empty((shape[0], shape[1] + 1, self.seen_dim), np.float32)
         went_on = begun.pending[:, -1] == 0  # in the middle of an episode
         age, so_far = (lives.get(name, np.zeros(shape[0])) * went_on for name in ("age", "return"))
@@ -108,8 +135,8 @@ class Rows:
         observation = begun.observation
         for t in range(self._steps):
             observations[:, t], seen[:, t] = observation, self._seen(observation, age)
-            means[:, t] = student.act(observation)
-            actions[:, t] = means[:, t] + noise * rng.standard_normal(means[:, t].shape)
+            actions[:, t] = student.act(observation)
+            log_probs[:, t] = student.log_probs
             executed[:, t] = np.clip(actions[:, t], low, high)
             observation, rewards[:, t], terminated, truncated, _ = env.step(executed[:, t])
             student.observe(rewards[:, t], terminated, truncated, action=executed[:, t])
@@ -122,7 +149,7 @@ class Rows:
         tokens[:, 0, env.definition.observation_dim :] = begun.pending
         mean = float(np.concatenate(returns).mean())
         ended = end_round(env, student, observation, begun.rounds_left) | {"age": age, "return": so_far}
-        return Experience(tokens, begun.memory, means, actions, rewards, done, seen, mean), ended
+        return Experience(tokens, begun.memory, actions, log_probs, rewards, done, seen, mean), ended
 
     def _seen(self, observation: np.ndarray, age: np.ndarray) -> np.ndarray:
         """What the critic sees ``[N, C]``: observation, task, what is privileged, how much of the episode is over."""

@@ -12,6 +12,7 @@ after begins with it, and so do the sequences that are trained on.
 """
 
 import json
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from icrl_agents.atomic import write_atomically
 from icrl_agents.config import AgentConfig
 from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.model import InContextModel
+from icrl_agents.tokens import TokenLayout
 from icrl_agents.training.collection import make_rows
 from icrl_agents.training.lives import begin_round, check_task_changes, end_round
 from icrl_agents.training.lock import writing
@@ -34,6 +36,7 @@ from icrl_agents.training.manifest import Manifest
 from icrl_agents.training.parallel import Processes
 from icrl_agents.training.sources.policies import sees_privileged
 from icrl_agents.training.sources.rollouts import told
+from icrl_agents.training.validation import COMPONENT_STD
 from icrl_agents.training.windows import WindowBatch, token_statistics
 
 LIVES = "lives."
@@ -77,12 +80,12 @@ class OnPolicyConfig:
             its own number. 1 begins every round with an empty memory.
         task_changes: probability that a row that goes on begins a round with what a row of another task remembers: as
             if its task had changed, and nobody had told it. It needs lives of several rounds.
-        behaviour_steps: steps after which is drawn anew who acts; 0 draws for each episode. In short ones a student
-            learns to go on from where others led: who stands still in episodes of its own is told little by rewards.
-        teacher: probability that a row's episode, or so many steps of it, is acted by its own teacher, in the first
-            rounds; the last value holds for all later ones.
+        persistence: what a step counts more if the one before was done as its label says. Who does not know in which of
+            several tasks it is then goes on as it began; knowing is worth more than that.
+        teacher: probability that a row's episode is acted by its own teacher, in the first rounds; the last
+            value holds for all later ones.
         wrong_teacher: probability that it is acted by the teacher of another task.
-        noise: standard deviations of the noise on executed actions, one of which is drawn for each of these.
+        noise: standard deviations of the noise on executed actions, one of which is drawn for each row's episode.
     """
 
     rows_per_task: int = 2
@@ -92,7 +95,7 @@ class OnPolicyConfig:
     short_fraction: float = 0.6
     life_rounds: int = 1
     task_changes: float = 0.0
-    behaviour_steps: int = 0
+    persistence: float = 0.0
     teacher: tuple[float, ...] = (1.0, 0.6, 0.3, 0.1)
     wrong_teacher: float = 0.1
     noise: tuple[float, ...] = (0.0, 0.0, 0.1, 0.3)
@@ -101,8 +104,8 @@ class OnPolicyConfig:
         for name in ("rows_per_task", "round_updates", "keep_rounds", "short_episodes", "life_rounds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.behaviour_steps < 0:
-            raise ConfigError(f"behaviour_steps: expected at least 0, got {self.behaviour_steps}")
+        if not 0 <= self.persistence < math.inf:
+            raise ConfigError(f"persistence: expected a finite number of at least 0, got {self.persistence}")
         check_task_changes(self.task_changes, self.life_rounds)
         if not self.teacher or not self.noise or min(self.noise) < 0:
             raise ConfigError("teacher and noise: expected at least one value each, noise not negative")
@@ -154,6 +157,7 @@ class OnPolicySampler:
         self._rounds = -(-updates // config.round_updates)
         self._batch_steps = batch_size * episodes * manifest.episode_steps
         self._episodes, self._seed = episodes, seed
+        self._layout = TokenLayout(manifest.observation_dim, manifest.action_dim)
         self._env = make_rows(manifest.env_id, manifest.tasks, config.rows_per_task, options=manifest.env_options)
         self._privileged = sees_privileged(teachers.seen_dim, self._env.definition)
         self._kept: dict[int, dict[str, np.ndarray]] = {}
@@ -195,7 +199,7 @@ class OnPolicySampler:
         ]
         batch = {name: np.stack([r[name][row] for r, row in picked]) for name in newest}
         tokens, targets = batch.pop("tokens"), batch.pop("targets")
-        return WindowBatch(tokens, targets, np.ones(tokens.shape[:2], bool), batch)
+        return WindowBatch(tokens, targets, self._weights(tokens, targets), batch)
 
     def state(self) -> str:
         """Where the sampler stands, as JSON text."""
@@ -223,6 +227,14 @@ class OnPolicySampler:
             path.unlink()
         with suppress(OSError):  # it holds what is not ours
             self._directory.rmdir()
+
+    def _weights(self, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """What each step counts ``[B, L]``: more where the step before was done as its label says."""
+        weights = np.ones(tokens.shape[:2], np.float32)
+        done = tokens[:, 1:, self._layout.previous_action]
+        difference = np.square(done - targets[:, :-1]).mean(-1)
+        weights[:, 1:] += self._config.persistence * np.exp(-difference / (2 * COMPONENT_STD**2))
+        return weights
 
     def _act(self, number: int, model: InContextModel) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """One round: tokens ``[N, L, T]``, targets ``[N, L, A]`` and the memories it begins with; and how it ends."""
@@ -253,8 +265,6 @@ class OnPolicySampler:
             observation, rewards[:, t], ends[0, :, t], ends[1, :, t], _ = self._env.step(action)
             student.observe(rewards[:, t], ends[0, :, t], ends[1, :, t], action=action)
             done = ends[0, :, t] | ends[1, :, t]
-            if config.behaviour_steps and (t + 1) % config.behaviour_steps == 0:
-                done = np.ones(rows, bool)
             if done.any():
                 fresh = self._behaviour(number, rng)
                 mode, noise, other = (

@@ -58,7 +58,7 @@ def reproduce(
     backbone: str = "mamba",
     preset: str = "laptop",
     method: Method = "on-policy",
-    head: Head = "deterministic",
+    head: Head | None = None,
     mask_rewards: bool = False,
     seed: int = 0,
     data: Path = Path("data"),
@@ -78,7 +78,7 @@ def reproduce(
         backbone: registered sequence model.
         preset: ``"laptop"`` or ``"paper"``.
         method: ``"on-policy"``, as the shipped agents, or ``"ad"``, as the paper.
-        head: ``"deterministic"``, as the paper, ``"gaussian"`` or ``"mixture"``.
+        head: ``"deterministic"``, as the paper, ``"gaussian"`` or ``"mixture"``; None is the preset's.
         mask_rewards: the control agent, which never sees a reward.
         seed: of everything.
         data: folder of datasets; the histories go to ``data/ENV/SOURCE``.
@@ -101,7 +101,7 @@ def reproduce(
     histories = data / short / source
     name = agent_name(short, backbone, method, head, mask_rewards)
     checkpoint = out / name
-    finetuned = method == "on-policy" and head == "deterministic" and is_finetuned(env_id, preset)
+    finetuned = method == "on-policy" and head is None and is_finetuned(env_id, preset)
     distilled = out / f"{name}-distilled" if finetuned else checkpoint
     # What can be known is known before hours of work
     training_config(
@@ -155,9 +155,9 @@ def _require_its_run(distilled: Path, histories: Path) -> None:
         )
 
 
-def agent_name(env: str, backbone: str, method: Method, head: Head, mask_rewards: bool) -> str:
-    """``ENV-BACKBONE[-ad][-HEAD][-masked]``: the plain name is the shipped recipe's."""
-    parts = (("-ad", method == "ad"), (f"-{head}", head != "deterministic"), ("-masked", mask_rewards))
+def agent_name(env: str, backbone: str, method: Method, head: Head | None, mask_rewards: bool) -> str:
+    """``ENV-BACKBONE[-ad][-HEAD][-masked]``: the plain name is the shipped recipe's, whose head is the preset's."""
+    parts = (("-ad", method == "ad"), (f"-{head}", head is not None), ("-masked", mask_rewards))
     return f"{env}-{backbone}" + "".join(word for word, holds in parts if holds)
 
 

@@ -108,12 +108,16 @@ _ON_POLICY: dict[tuple[str, str], Mapping[str, Any]] = {
         "batch_size": 16,
         "muon_learning_rate": 1e-2,
     },
+    # The teacher has a gait for each quadrant, and their mean stands still: a head that chooses, and persistence, so
+    # that it does not choose anew at every step while it does not know. Shorter lives: beginnings are what is hard.
     (_ANT_DIR, "laptop"): {
         **_ON_POLICY_LAPTOP,
-        "on_policy": OnPolicyConfig(short_episodes=2, short_fraction=0.3, life_rounds=12),
+        "on_policy": OnPolicyConfig(short_episodes=2, short_fraction=0.3, life_rounds=3, persistence=10.0),
+        "head": "mixture",
         "episodes": 5,
         "updates": 1000,
         "batch_size": 16,
+        "muon_learning_rate": 1e-2,
     },
     **{
         (env_id, "paper"): {

@@ -41,7 +41,7 @@ from icrl_agents.model import InContextModel
 from icrl_agents.training.circumstances import circumstances
 from icrl_agents.training.collection import make_rows, tasks_of_subset
 from icrl_agents.training.critic import AdvantagesBy, Critic, advantages, standardised
-from icrl_agents.training.experience import Experience, Rows
+from icrl_agents.training.experience import Experience, Rows, log_prob
 from icrl_agents.training.interrupts import interrupts
 from icrl_agents.training.lives import check_task_changes, remembered
 from icrl_agents.training.lock import DirectoryLock, writing
@@ -211,7 +211,7 @@ def finetune(
 
     Args:
         config: of the run.
-        start: directory, bundled name or Hub id of the agent; its head is deterministic.
+        start: directory, bundled name or Hub id of the agent; its head is not Gaussian.
         out_dir: of the run; becomes a checkpoint.
         rollout: validation roll-outs; None runs ``config.val_episodes`` episodes on the split's val tasks and
             ``config.more_val_tasks`` others.
@@ -278,10 +278,8 @@ def _check(agent: AgentConfig, config: ReinforcementConfig) -> None:
             f"{agent.name} was made on split {config.split!r} with content {agent.split_hash}, which is {content} now: "
             "it may have seen tasks that are held out"
         )
-    if agent.model.head != "deterministic":
-        raise ConfigError(
-            f"{agent.name} has a {agent.model.head} head; fine-tuning is for agents of a deterministic one"
-        )
+    if agent.model.head == "gaussian":
+        raise ConfigError(f"{agent.name} has a gaussian head; fine-tuning is for a deterministic or a mixture one")
 
 
 def _training_tasks(config: ReinforcementConfig) -> TrainingTasks:
@@ -433,20 +431,19 @@ class _Run:
         rate = learning_rate(config, number)
         self._adam.param_groups[0]["lr"] = rate
         scaled = standardised(gained, config.advantages_by)
-        tokens, actions, means, gains = (
+        tokens, actions, before, gains = (
             torch.from_numpy(x).to(self._device, torch.float32)
-            for x in (experience.tokens, experience.actions, experience.means, scaled)
+            for x in (experience.tokens, experience.actions, experience.log_probs, scaled)
         )
         noise = noise_of_round(config, number)
-        log_prob = _log_prob(actions, means, noise)
         self._model.train()
         told: list[tuple[float, float, float]] = []
         taken = 0
         for _ in range(config.epochs):
             for batch in np.array_split(rng.permutation(len(tokens)), max(1, len(tokens) // config.batch_size)):
                 memory = {name: part[batch] for name, part in experience.memory.items()}
-                mean = self._model(tokens[batch], remembered(self._model, memory))[0].mean
-                difference = _log_prob(actions[batch], mean, noise) - log_prob[batch]
+                prediction = self._model(tokens[batch], remembered(self._model, memory))[0]
+                difference = log_prob(prediction, actions[batch], noise) - before[batch]
                 ratio = difference.exp()
                 clipped = ratio.clamp(1 - config.clip_range, 1 + config.clip_range)
                 loss = -torch.min(ratio * gains[batch], clipped * gains[batch]).mean()
@@ -530,8 +527,3 @@ def learning_rate(config: ReinforcementConfig, number: int) -> float:
 def noise_of_round(config: ReinforcementConfig, number: int) -> float:
     """The deviation of the actions in a round, from 0."""
     return float(config.noise * config.noise_decay ** (number / max(1, config.rounds - 1)))
-
-
-def _log_prob(actions: Tensor, means: Tensor, noise: float) -> Tensor:
-    """Log-density ``[n, L]`` of actions ``[n, L, A]``, but for a constant."""
-    return -0.5 * ((actions - means) / noise).square().sum(-1)

@@ -51,8 +51,8 @@ COMPONENT_STD = 0.3
 """Of the actions around each that a mixture head predicts, in the action's units."""
 
 
-def action_loss(prediction: ActionPrediction, targets: Tensor, mask: Tensor) -> Tensor:
-    """What is minimised, averaged over the steps that are there and the action's entries.
+def action_loss(prediction: ActionPrediction, targets: Tensor, weights: Tensor) -> Tensor:
+    """What is minimised, averaged over the steps, by what each counts, and the action's entries.
 
     Deterministic head: squared error, equation 6 of the paper. Gaussian head: negative log-likelihood. Mixture head:
     that of Gaussians around its actions (Bishop 1994, "Mixture density networks") whose standard deviation is
@@ -61,7 +61,7 @@ def action_loss(prediction: ActionPrediction, targets: Tensor, mask: Tensor) -> 
     Args:
         prediction: ``[B, L, A]``.
         targets: ``[B, L, A]``.
-        mask: ``[B, L]`` bool.
+        weights: ``[B, L]``.
     """
     if prediction.components is not None and prediction.logits is not None:
         distance = (prediction.components - targets[..., None, :]).square().sum(-1)  # [B, L, K]
@@ -69,11 +69,11 @@ def action_loss(prediction: ActionPrediction, targets: Tensor, mask: Tensor) -> 
         likelihood = torch.logsumexp(prediction.logits.log_softmax(-1) - distance / scale, -1)
         each = -likelihood * scale / targets.shape[-1]
     elif prediction.log_std is None:
-        each = (prediction.mean - targets).square()
+        each = (prediction.mean - targets).square().mean(-1)
     else:
         variance = (2 * prediction.log_std).exp()
-        each = F.gaussian_nll_loss(prediction.mean, targets, variance, full=True, eps=0.0, reduction="none")
-    return each[mask].mean()
+        each = F.gaussian_nll_loss(prediction.mean, targets, variance, full=True, eps=0.0, reduction="none").mean(-1)
+    return (each * weights).sum() / weights.sum()
 
 
 class Validator:
@@ -116,9 +116,9 @@ class Validator:
     def _loss(self, model: InContextModel) -> float | None:
         total, steps = 0.0, 0
         for batch in self._batches:
-            tokens, targets, mask = on_device(batch, self._device)
-            there = int(mask.sum())
-            total += float(action_loss(model(tokens)[0], targets, mask)) * there
+            tokens, targets, weights = on_device(batch, self._device)
+            there = int(weights.sum())
+            total += float(action_loss(model(tokens)[0], targets, weights)) * there
             steps += there
         return total / steps if steps else None
 
@@ -130,9 +130,9 @@ def mean_returns(rollout: Rollout, model: InContextModel, agent_config: AgentCon
 
 
 def on_device(batch: WindowBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens ``[B, L, T]``, targets ``[B, L, A]`` and mask ``[B, L]`` as tensors."""
-    tokens, targets, mask = (torch.from_numpy(a).to(device) for a in (batch.tokens, batch.targets, batch.mask))
-    return tokens, targets, mask
+    """Tokens ``[B, L, T]``, targets ``[B, L, A]`` and weights ``[B, L]`` as tensors."""
+    tokens, targets, weights = (torch.from_numpy(a).to(device) for a in (batch.tokens, batch.targets, batch.weights))
+    return tokens, targets, weights
 
 
 class TrainedOn(Protocol):

@@ -52,20 +52,20 @@ class WindowBatch:
     Attributes:
         tokens: ``[B, L, T]`` raw tokens; zeros where a history was shorter than the window.
         targets: ``[B, L, A]``.
-        mask: ``[B, L]`` bool, True where there is a step.
+        weights: ``[B, L]`` float32, what each step counts; 0 where there is none.
         memory: parts of the backbone's carry that they begin with, ``[B, ...]`` each, named as in
             :mod:`icrl_agents.training.lives`; none: an empty memory.
     """
 
     tokens: np.ndarray
     targets: np.ndarray
-    mask: np.ndarray
+    weights: np.ndarray
     memory: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def rows(self, rows: slice) -> "WindowBatch":
         """Some of the windows."""
         memory = {name: part[rows] for name, part in self.memory.items()}
-        return WindowBatch(self.tokens[rows], self.targets[rows], self.mask[rows], memory)
+        return WindowBatch(self.tokens[rows], self.targets[rows], self.weights[rows], memory)
 
 
 def kept_episodes(episodes: int, keep_every: int, offset: int | None = None) -> np.ndarray:
@@ -232,14 +232,14 @@ class WindowSampler:
 
 
 def stack_windows(windows: Sequence[TokenHistory], length: int) -> WindowBatch:
-    """Windows of at most ``length`` steps as one batch, the shorter ones padded with masked zeros."""
+    """Windows of at most ``length`` steps as one batch, the shorter ones padded with zeros that do not count."""
     tokens = np.zeros((len(windows), length, windows[0].tokens.shape[1]), np.float32)
     targets = np.zeros((len(windows), length, windows[0].targets.shape[1]), np.float32)
-    mask = np.zeros((len(windows), length), bool)
+    weights = np.zeros((len(windows), length), np.float32)
     for row, window in enumerate(windows):
         steps = len(window.tokens)
-        tokens[row, :steps], targets[row, :steps], mask[row, :steps] = window.tokens, window.targets, True
-    return WindowBatch(tokens, targets, mask)
+        tokens[row, :steps], targets[row, :steps], weights[row, :steps] = window.tokens, window.targets, 1
+    return WindowBatch(tokens, targets, weights)
 
 
 def token_statistics(histories: Sequence[np.ndarray], layout: TokenLayout) -> tuple[np.ndarray, np.ndarray]:

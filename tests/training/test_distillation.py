@@ -91,16 +91,16 @@ def test_learning_rate_rises_and_falls():
 def test_squared_error_by_hand():
     prediction = ActionPrediction(torch.tensor([[[1.0, 2.0], [0.0, 0.0], [9.0, 9.0]]]), None)
     targets = torch.tensor([[[1.0, 0.0], [2.0, 0.0], [0.0, 0.0]]])
-    mask = torch.tensor([[True, True, False]])
-    assert action_loss(prediction, targets, mask).item() == (0 + 4 + 4 + 0) / 4
+    assert action_loss(prediction, targets, torch.tensor([[1.0, 1.0, 0.0]])).item() == (0 + 4 + 4 + 0) / 4
+    assert action_loss(prediction, targets, torch.tensor([[3.0, 1.0, 0.0]])).item() == (3 * 4 + 4) / 8
 
 
 def test_likelihood_is_that_of_a_normal_distribution():
     torch.manual_seed(0)
     mean, log_std, targets = torch.randn(3, 2, 5, 2).unbind(0)
-    mask = torch.rand(2, 5) < 0.7
-    expected = -Normal(mean, log_std.exp()).log_prob(targets)[mask].mean()
-    found = action_loss(ActionPrediction(mean, log_std), targets, mask)
+    weights = torch.rand(2, 5)
+    expected = -(Normal(mean, log_std.exp()).log_prob(targets).mean(-1) * weights).sum() / weights.sum()
+    found = action_loss(ActionPrediction(mean, log_std), targets, weights)
     torch.testing.assert_close(found, expected)
 
 
@@ -108,16 +108,18 @@ def test_likelihood_of_a_mixture_is_that_of_its_gaussians():
     """Against torch's own, in units in which one certain action's is the squared error."""
     torch.manual_seed(0)
     components, logits, targets = torch.randn(2, 5, 3, 4), torch.randn(2, 5, 3), torch.randn(2, 5, 4)
-    mask = torch.rand(2, 5) < 0.7
+    weights = torch.rand(2, 5)
     each = Independent(Normal(components, COMPONENT_STD), 1)
     mixture = MixtureSameFamily(Categorical(logits=logits), each)
     constant = 4 * (math.log(COMPONENT_STD) + 0.5 * math.log(2 * math.pi))
-    expected = -(mixture.log_prob(targets) + constant)[mask].mean() * 2 * COMPONENT_STD**2 / 4
+    scale = 2 * COMPONENT_STD**2 / 4
+    expected = -((mixture.log_prob(targets) + constant) * weights).sum() / weights.sum() * scale
     mean = torch.full((2, 5, 4), math.nan)  # which one is taken does not matter
-    torch.testing.assert_close(action_loss(ActionPrediction(mean, None, components, logits), targets, mask), expected)
+    prediction = ActionPrediction(mean, None, components, logits)
+    torch.testing.assert_close(action_loss(prediction, targets, weights), expected)
     certain = ActionPrediction(mean, None, components, torch.tensor([0.0, -1e9, -1e9]).expand(2, 5, 3))
-    squared = action_loss(ActionPrediction(components[..., 0, :], None), targets, mask)
-    torch.testing.assert_close(action_loss(certain, targets, mask), squared)
+    squared = action_loss(ActionPrediction(components[..., 0, :], None), targets, weights)
+    torch.testing.assert_close(action_loss(certain, targets, weights), squared)
 
 
 def test_a_mixture_learns_both_of_two_actions_where_squared_error_learns_their_mean():
@@ -129,7 +131,7 @@ def test_a_mixture_learns_both_of_two_actions_where_squared_error_learns_their_m
         optimizer = torch.optim.Adam(model.parameters(), 0.01)
         for _ in range(200):
             optimizer.zero_grad()
-            action_loss(model(tokens)[0], targets, torch.ones(64, 1, dtype=torch.bool)).backward()
+            action_loss(model(tokens)[0], targets, torch.ones(64, 1)).backward()
             optimizer.step()
         mean = model(tokens)[0].mean.detach()
         torch.testing.assert_close(mean.abs(), torch.full((64, 1, 2), size), atol=0.05, rtol=0)

@@ -305,19 +305,6 @@ def test_a_wrong_teacher_is_that_of_another_task(tmp_path: Path, manifest: Manif
         np.testing.assert_allclose(targets[task], right, atol=1e-5)
 
 
-def test_who_acts_is_drawn_anew_within_episodes(tmp_path: Path, manifest: Manifest) -> None:
-    """Every 20 steps, and with each episode; in between nobody changes."""
-    _, actions, targets = parts(
-        first_round(tmp_path, manifest, teacher=(0.5,), wrong_teacher=0.0, noise=(0.0,), behaviour_steps=20)
-    )
-    own = (actions == targets).all(-1)  # [3, 2, 99]
-    stretches = [slice(start, stop) for start, stop in ((0, 20), (20, 40), (40, 50), (50, 60), (60, 80), (80, 99))]
-    taught = np.stack([own[..., steps].all(-1) for steps in stretches], -1)
-    assert (taught == np.stack([own[..., steps].any(-1) for steps in stretches], -1)).all()
-    for before, after in pairwise(range(len(stretches))):
-        assert (taught[..., before] != taught[..., after]).any()
-
-
 def test_noise_is_on_what_is_executed_and_inside_the_bounds(tmp_path: Path, manifest: Manifest) -> None:
     _, actions, targets = parts(first_round(tmp_path, manifest, teacher=(1.0,), wrong_teacher=0.0, noise=(0.3,)))
     assert np.abs(actions).max() <= 1
@@ -358,6 +345,23 @@ def test_the_first_round_normalises(tmp_path: Path, manifest: Manifest) -> None:
     np.testing.assert_array_equal(model.token_mean, mean)
 
 
+def test_steps_count_more_that_go_on_as_they_began(tmp_path: Path, manifest: Manifest) -> None:
+    """Where the teacher acted, the step before was always as labelled; where noise did, hardly."""
+    shape = {"teacher": (1.0,), "wrong_teacher": 0.0, "noise": (0.0,)}
+    sampler, model = make_sampler(tmp_path / "own", manifest, persistence=3.0, **shape)
+    sampler.prepare(1, model)
+    weights = sampler.sample().weights
+    np.testing.assert_array_equal(weights[:, 0], 1)
+    np.testing.assert_allclose(weights[:, 1:], 4, atol=1e-4)
+    wild, model = make_sampler(tmp_path / "wild", manifest, persistence=3.0, **shape | {"noise": (5.0,)})
+    wild.prepare(1, model)
+    batch = wild.sample()
+    difference = np.square(batch.tokens[:, 1:, 16:18] - batch.targets[:, :-1]).mean(-1)
+    assert 1 < batch.weights[:, 1:].mean() < 3
+    order = np.argsort(difference, axis=None)
+    assert (np.diff(batch.weights[:, 1:].reshape(-1)[order]) <= 1e-6).all()  # the further off, the less
+
+
 def test_batches_are_whole_rows_of_kept_rounds_of_one_length(tmp_path: Path, manifest: Manifest) -> None:
     """Rounds 0, 1 have one episode and 2, 3 have two: short sequences are twice as many a batch, and not mixed in."""
     sampler, model = make_sampler(tmp_path, manifest, short_episodes=1, short_fraction=0.5, keep_rounds=3)
@@ -369,8 +373,8 @@ def test_batches_are_whole_rows_of_kept_rounds_of_one_length(tmp_path: Path, man
         for _ in range(30):
             batch = sampler.sample()
             assert batch.tokens.shape == (sequences, steps, 20)
-            assert batch.mask.shape == (sequences, steps)
-            assert batch.mask.all()
+            assert batch.weights.shape == (sequences, steps)
+            assert (batch.weights == 1).all()
             for tokens, targets in zip(batch.tokens, batch.targets, strict=True):
                 which = [
                     n
@@ -524,7 +528,8 @@ def test_not_a_teacher_for_each_task(data: Path, tmp_path: Path) -> None:
         {"wrong_teacher": -0.1},
         {"task_changes": 1.1, "life_rounds": 2},
         {"task_changes": 0.5},
-        {"behaviour_steps": -1},
+        {"persistence": -1.0},
+        {"persistence": float("inf")},
         {"noise": ()},
         {"noise": (-0.1,)},
     ],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -15,13 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from safetensors.torch import load_file
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from icrl_agents.agent import InContextAgent
 from icrl_agents.envs import env_definition, task_split
 from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.hub import load_checkpoint, packaged, save_checkpoint
+from icrl_agents.model import ActionPrediction
 from icrl_agents.training import reinforcement
 from icrl_agents.training.critic import Critic, advantages, standardised
+from icrl_agents.training.experience import Experience, log_prob
 from icrl_agents.training.lives import remembered
 from icrl_agents.training.presets import is_finetuned, reinforcement_preset
 from icrl_agents.training.reinforcement import RECIPE, ReinforcementConfig, ReinforcementResult, finetune
@@ -169,6 +173,17 @@ def a_run(config: ReinforcementConfig, start: Path, directory: Path) -> Any:
     )
 
 
+def decided(run: Any, experience: Experience) -> ActionPrediction:
+    """What the model predicts over a round's tokens, from what it remembered at the beginning."""
+    with torch.no_grad():
+        return run._model(torch.from_numpy(experience.tokens), remembered(run._model, experience.memory))[0]
+
+
+def assert_decided(run: Any, experience: Experience) -> None:
+    found = log_prob(decided(run, experience), torch.from_numpy(experience.actions), TINY.noise)
+    np.testing.assert_allclose(found, experience.log_probs, atol=2e-3)  # of actions that are the same to 2e-5
+
+
 def test_what_is_learned_from_is_what_was_acted(run: Any) -> None:
     """The model over a round's tokens, from what it remembered at the beginning, decides as the agent did: in the first
     round of a life, in later ones, and in rows that began anew."""
@@ -177,8 +192,7 @@ def test_what_is_learned_from_is_what_was_acted(run: Any) -> None:
         left = run._lives.get("rounds_left", np.zeros(4))
         experience, run._lives = run._act(number)
         ages.append(left > 0)
-        predicted, _ = run._model(torch.from_numpy(experience.tokens), remembered(run._model, experience.memory))
-        np.testing.assert_allclose(predicted.mean.detach(), experience.means, atol=2e-5)
+        assert_decided(run, experience)
     assert np.unique(ages[1:]).size == 2  # some rows went on, some began anew
 
 
@@ -189,10 +203,7 @@ def test_a_task_that_changes_is_met_with_the_memory_of_another(start: Path, tmp_
     for number in range(6):
         before = changing._lives
         experience, changing._lives = changing._act(number)
-        predicted, _ = changing._model(
-            torch.from_numpy(experience.tokens), remembered(changing._model, experience.memory)
-        )
-        np.testing.assert_allclose(predicted.mean.detach(), experience.means, atol=2e-5)
+        assert_decided(changing, experience)
         if not before:
             continue
         parts = [name for name in before if name.startswith("carry.")]
@@ -204,9 +215,39 @@ def test_a_task_that_changes_is_met_with_the_memory_of_another(start: Path, tmp_
     assert met > 3
 
 
+def test_a_mixture_tries_each_action_as_often_as_it_is_probable(
+    make_agent: Callable[..., InContextAgent], tmp_path: Path
+) -> None:
+    """And what it learns from is what it did: the density is that of torch's own mixture, and of the whole of it."""
+    make_agent(head="mixture", head_components=3).save_pretrained(tmp_path / "start")
+    run = a_run(dataclasses.replace(TINY, noise=0.01), tmp_path / "start", tmp_path / "run")
+    experience, _ = run._act(0)
+    found, actions = decided(run, experience), torch.from_numpy(experience.actions)
+    assert found.components is not None
+    assert found.logits is not None
+    gaussians = Independent(Normal(found.components, 0.01), 1)
+    mixture = MixtureSameFamily(Categorical(logits=found.logits), gaussians)
+    constant = 2 * (math.log(0.01) + 0.5 * math.log(2 * math.pi))
+    torch.testing.assert_close(log_prob(found, actions, 0.01), mixture.log_prob(actions) + constant, atol=1e-3, rtol=0)
+    np.testing.assert_allclose(experience.log_probs, mixture.log_prob(actions) + constant, atol=2e-2)
+    distance = (found.components - actions[..., None, :]).norm(dim=-1)
+    nearest, expected = distance.argmin(-1), found.logits.softmax(-1).mean((0, 1))
+    assert (distance.amin(-1) < 0.1).all()
+    np.testing.assert_allclose(nearest.flatten().bincount(minlength=3) / nearest.numel(), expected, atol=0.1)
+
+
+def test_a_mixture_is_fine_tuned(make_agent: Callable[..., InContextAgent], tmp_path: Path) -> None:
+    """What chooses one of its actions is moved, too."""
+    make_agent(head="mixture").save_pretrained(tmp_path / "start")
+    quietly(tmp_path / "start", tmp_path / "run")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("start", "run"))
+    logits = max(name for name in before if name.startswith("head.") and name.endswith("bias"))
+    assert not torch.equal(before[logits][-8:], after[logits][-8:])
+
+
 def test_actions_are_tried_around_the_agents_and_executed_within_bounds(run: Any) -> None:
     experience, _ = run._act(0)
-    deviations = experience.actions - experience.means
+    deviations = experience.actions - decided(run, experience).mean.numpy()
     assert deviations.std() == pytest.approx(TINY.noise, rel=0.2)
     executed = experience.tokens[:, 1:, 16:18]
     np.testing.assert_allclose(executed, experience.actions[:, :-1].clip(-1, 1), atol=1e-6)
@@ -217,8 +258,9 @@ def test_noise_falls_geometrically_to_its_last(start: Path, tmp_path: Path) -> N
     assert [reinforcement.noise_of_round(config, number) for number in range(3)] == pytest.approx([0.4, 0.2, 0.1])
     constant = dataclasses.replace(config, noise_decay=1.0)
     assert [reinforcement.noise_of_round(constant, number) for number in range(3)] == pytest.approx([0.4] * 3)
-    experience, _ = a_run(config, start, tmp_path / "run")._act(2)
-    assert (experience.actions - experience.means).std() == pytest.approx(0.1, rel=0.2)
+    run = a_run(config, start, tmp_path / "run")
+    experience, _ = run._act(2)
+    assert (experience.actions - decided(run, experience).mean.numpy()).std() == pytest.approx(0.1, rel=0.2)
 
 
 def test_what_is_kept_is_an_average_over_rounds(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -525,7 +567,7 @@ def test_weights_that_diverge_are_an_error(mamba: Path, tmp_path: Path, rate: fl
 
 
 def test_divergence_is_an_error(mamba: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reinforcement, "_log_prob", lambda actions, means, noise: means.sum(-1) * torch.nan)
+    monkeypatch.setattr(reinforcement, "log_prob", lambda prediction, *_: prediction.mean.sum(-1) * torch.nan)
     with pytest.raises(ConfigError, match="diverged in round 2"):
         quietly(mamba, tmp_path / "run")
 

@@ -132,9 +132,9 @@ def test_windows_are_unbroken_pieces_of_one_history(
     sampler = WindowSampler(kept(dataset, keep_every=keep_every), 8, length, random_offset=random_offset, seed=seed)
     batch = sampler.sample()
     assert batch.tokens.shape == (8, length, layout.size)
-    for tokens, targets, mask in zip(batch.tokens, batch.targets, batch.mask, strict=True):
-        steps = int(mask.sum())
-        assert mask[:steps].all()
+    for tokens, targets, weights in zip(batch.tokens, batch.targets, batch.weights, strict=True):
+        steps = int(weights.sum())
+        assert (weights[:steps] == 1).all()
         assert steps >= 1
         assert not tokens[steps:].any()
         where = tokens[:steps, layout.observation]

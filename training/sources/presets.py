@@ -126,6 +126,7 @@ _TASK_INFORMED: Mapping[str, CollectionConfig] = {
         "icrl/AntDir-v0",
         steps_per_task=300_000,
         task_informed=True,
+        symmetric=True,
         ppo=PPOConfig(n_minibatches=16, learning_rate=5e-4, gamma=0.97, log_std_init=-0.5, hidden=(256, 256)),
         specialise=replace(_SPECIALISED, gamma=0.97),
     ),
