@@ -251,7 +251,14 @@ _REINFORCEMENT: dict[str, ReinforcementConfig] = {
         "", _HALF_CHEETAH_VEL, subset="train+sampled:105", rounds=50, noise_decay=0.2, average_rounds=6, gamma=0.99
     ),
     _ANT_DIR: ReinforcementConfig(
-        "", _ANT_DIR, subset="train+sampled:90", rounds=40, noise_decay=0.25, average_rounds=6, gamma=0.99
+        "",
+        _ANT_DIR,
+        subset="train+sampled:90",
+        rounds=40,
+        life_rounds=3,
+        noise_decay=0.25,
+        average_rounds=6,
+        gamma=0.99,
     ),
 }
 """environment -> how an agent is fine-tuned by reinforcement, on two CPU cores; the paper has no such part."""
