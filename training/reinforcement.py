@@ -6,6 +6,8 @@ its memory (as RL^2, Duan et al. 2016, arXiv 1611.02779), towards what paid. The
 the task, what the environment calls privileged, and how much of the episode is left (asymmetric actor-critic, Pinto et
 al. 2018, arXiv 1710.06542; time limits: Pardo et al. 2018, arXiv 1712.00378). It serves training alone.
 
+Of a mixture head also which of its actions is done is drawn, and what makes it choose is moved, too.
+
 An action is credited with what its own episode brings. How the agent explores for later episodes stays as distillation
 made it.
 
