@@ -80,8 +80,9 @@ class OnPolicyConfig:
             its own number. 1 begins every round with an empty memory.
         task_changes: probability that a row that goes on begins a round with what a row of another task remembers: as
             if its task had changed, and nobody had told it. It needs lives of several rounds.
-        persistence: what a step counts more if the one before was done as its label says. Who does not know in which of
-            several tasks it is then goes on as it began; knowing is worth more than that.
+        persistence: c; a step counts 1 + c exp(-d / (2 s^2)), d the mean squared difference of what was done the step
+            before and what its label says, s :data:`icrl_agents.training.validation.COMPONENT_STD`. Who does not know
+            in which of several tasks it is then goes on as it began; knowing is worth more than that.
         teacher: probability that a row's episode is acted by its own teacher, in the first rounds; the last
             value holds for all later ones.
         wrong_teacher: probability that it is acted by the teacher of another task.
@@ -229,8 +230,10 @@ class OnPolicySampler:
             self._directory.rmdir()
 
     def _weights(self, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """What each step counts ``[B, L]``: more where the step before was done as its label says."""
+        """What each step counts ``[B, L]``, as ``persistence`` says; the first ones 1."""
         weights = np.ones(tokens.shape[:2], np.float32)
+        if not self._config.persistence:
+            return weights
         done = tokens[:, 1:, self._layout.previous_action]
         difference = np.square(done - targets[:, :-1]).mean(-1)
         weights[:, 1:] += self._config.persistence * np.exp(-difference / (2 * COMPONENT_STD**2))
