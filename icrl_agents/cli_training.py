@@ -38,8 +38,8 @@ console = Console(markup=False)  # what is printed has paths and names in it
 class Collect:
     """Collect learning histories: source algorithms learn the training tasks and every step is recorded.
 
-    An interrupted collection goes on with the same command; a planned one, of minutes, begins again, and one of an sb3
-    source without --jobs has to, in another folder.
+    An interrupted collection goes on with the same command; one of an sb3 source without --jobs has to begin again, in
+    another folder.
     """
 
     env: Positional[str]

@@ -4,7 +4,7 @@ One history is one task x one environment stream. A dataset is a directory::
 
     manifest.json                 what it is, and which of the files below count
     shards/00000.safetensors      an interval of steps of all histories
-    state-00000.safetensors       where the collector stood after that interval; only the newest is kept
+    state-00000.safetensors       where the collector stands after what is committed; only the newest is kept
     snapshots/000001250.safetensors   the source policies at that step, fp16
     learner.safetensors           the one learner of all tasks at its end, where there was one: others begin from it
 
@@ -177,25 +177,33 @@ class HistoryWriter:
             raise DatasetError(f"{self._directory} is complete; nothing can be appended")
         shard_arrays = checked_arrays(arrays, self._manifest)
         steps = shard_arrays["rewards"].shape[1]
-        number = len(self._manifest.progress.shards)
-        stored = self._write(f"shards/{number:05d}.safetensors", shard_arrays)
-        stored_state = self._write(f"state-{number:05d}.safetensors", as_arrays(state))
         progress = self._manifest.progress
+        stored = self._write(f"shards/{len(progress.shards):05d}.safetensors", shard_arrays)
         done = progress.steps + steps
         taken = [s for s in self._pending if s.step <= done]
         self._pending = [s for s in self._pending if s.step > done]
-        self._commit(
+        self._commit_state(
+            state,
             steps=done,
             shards=(*progress.shards, Shard(**stored, steps=steps)),
             snapshots=(*progress.snapshots, *taken),
-            state=stored_state["file"],
-            state_sha256=stored_state["sha256"],
         )
-        if progress.state is not None:
-            (self._directory / progress.state).unlink()
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Commit where the collector stands before it has recorded anything, or between two shards.
+
+        Args:
+            state: as of :meth:`append`.
+
+        Raises:
+            DatasetError: the collection is complete, or the disk is full.
+        """
+        if self.complete:
+            raise DatasetError(f"{self._directory} is complete; nobody goes on from a state")
+        self._commit_state(state)
 
     def resume_state(self) -> dict[str, np.ndarray] | None:
-        """The state saved with the last committed shard; None at the start and once complete.
+        """The state that was committed last; None at the start and once complete.
 
         Raises:
             DatasetError: its file is damaged.
@@ -300,6 +308,15 @@ class HistoryWriter:
         with writing(self._directory):
             write_atomically(path, lambda temporary: save_file(arrays, temporary))
         return {"file": file, "size": path.stat().st_size, "sha256": sha256_of(path)}
+
+    def _commit_state(self, state: Mapping[str, Any], **changes: Any) -> None:
+        """Commit a state in a file of a name that the one before, which is deleted then, does not have."""
+        before = self._manifest.progress.state
+        number = 0 if before is None else int(Path(before).stem.removeprefix("state-")) + 1
+        stored = self._write(f"state-{number:05d}.safetensors", as_arrays(state))
+        self._commit(**changes, state=stored["file"], state_sha256=stored["sha256"])
+        if before is not None:
+            (self._directory / before).unlink()
 
     def _commit(self, **changes: Any) -> None:
         progress = dataclasses.replace(self._manifest.progress, **changes)

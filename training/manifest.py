@@ -68,7 +68,7 @@ class Progress:
         final_returns: mean return of the finished source policy, per task; empty until complete.
         shards: in time order.
         snapshots: in time order.
-        state: file of the collector's state after the last shard; None at the start and once complete.
+        state: file of the collector's state, as last committed; None at the start and once complete.
         state_sha256: of that file's content.
         learner: what one learner of all tasks knew at the end, its value function included; None where there was none.
     """

@@ -69,8 +69,6 @@ def reproduce(
 ) -> dict[str, float]:
     """Collect, train and evaluate one agent; each part is skipped where it is done and resumed where it was cut off.
 
-    Planning, in Reacher-Goal, begins again.
-
     Where the preset fine-tunes by reinforcement what was distilled on policy, that is a part of its own.
 
     Args:

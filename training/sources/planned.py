@@ -6,8 +6,9 @@ made from where episodes start, from anywhere, and then from where the policy it
 """
 
 import dataclasses
+import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ class PlannedConfig:
 def collect_planned(
     planned: PlannedConfig, config: CollectionConfig, directory: str | Path, *, quiet: bool = False
 ) -> HistoryDataset:
-    """Draw a policy to plans, and record what it does in every task. What was interrupted begins again.
+    """Draw a policy to plans, and record what it does in every task. Interrupted, the same call goes on by rounds.
 
     Args:
         planned: how.
@@ -127,7 +128,14 @@ def _collect(
                 if not bar.console.is_terminal and not quiet:
                     print(f"{done} of {total} updates, {doing}", flush=True)
 
-            one = draw_to_plans(planned, vectors, purpose_seed(config.seed, PLANNED), on_progress=show)
+            one = draw_to_plans(
+                planned,
+                vectors,
+                purpose_seed(config.seed, PLANNED),
+                on_progress=show,
+                on_round=writer.save_state,
+                resume_from=writer.resume_state(),
+            )
         by_task = snapshot_by_task(one, vectors)
         writer.save_snapshot(config.shared_steps, by_task)
         writer.append(_episodes(SnapshotPolicies(by_task, space.low, space.high), env, config), {})
@@ -149,7 +157,13 @@ def _episodes(policies: SnapshotPolicies, env: MetaVectorEnv, config: Collection
 
 
 def draw_to_plans(
-    config: PlannedConfig, goals: np.ndarray, seed: int, *, on_progress: Callable[[int, str], None] | None = None
+    config: PlannedConfig,
+    goals: np.ndarray,
+    seed: int,
+    *,
+    on_progress: Callable[[int, str], None] | None = None,
+    on_round: Callable[[Mapping[str, Any]], None] | None = None,
+    resume_from: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Tensor]:
     """A policy that is told the goal and does what plans do.
 
@@ -158,66 +172,124 @@ def draw_to_plans(
         goals: of training ``[K, 2]``, in m.
         seed: of everything.
         on_progress: called with the number of updates done, over all rounds, and what it does now.
+        on_round: called after each round with named arrays from which the next can begin.
+        resume_from: those of the last round that was finished, of the same settings, goals and seed.
 
     Returns:
         Its snapshot, first axis 1, with inputs ``[observation, goal]``.
     """
-    rng = np.random.default_rng(seed)
-    first, second = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
-    actor = BatchedMLP((10, *config.hidden, 2), [first], 0.01)
-    batches = torch.Generator().manual_seed(second)
-    inputs, targets, mean, std = [], [], torch.zeros(10), torch.ones(10)
+    drawing = _Drawing(config, seed)
+    if resume_from is not None:
+        drawing.restore(resume_from)
+    for number in range(drawing.rounds, config.rounds):
 
-    def act(angles: np.ndarray, speeds: np.ndarray, told: np.ndarray) -> np.ndarray:
-        seen = torch.from_numpy(np.concatenate([observe_arm(angles, speeds), told], -1)).float()
-        with torch.no_grad():
-            return actor(_normalized(seen, mean, std)[None])[0].numpy()
+        def show(done: int, doing: str, before: int = number * config.updates) -> None:
+            if on_progress is not None:
+                on_progress(before + done, doing)
 
-    for number in range(config.rounds):
+        show(0, f"planning {config.plans} episodes")
+        drawing.plan(goals)
+        for done, error in drawing.learn():
+            show(done, f"squared error {error:.2g}")
+        if on_round is not None:
+            on_round(drawing.state())
+    return drawing.snapshot()
+
+
+class _Drawing:
+    """A policy between two rounds, and all plans so far.
+
+    Args:
+        config: how it is drawn to plans.
+        seed: of everything.
+    """
+
+    def __init__(self, config: PlannedConfig, seed: int) -> None:
+        first, second = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
+        self.rounds = 0
+        self._config = config
+        self._rng = np.random.default_rng(seed)
+        self._actor = BatchedMLP((10, *config.hidden, 2), [first], 0.01)
+        self._batches = torch.Generator().manual_seed(second)
+        self._inputs, self._targets = torch.zeros(0, 10), torch.zeros(0, 2)
+        self._mean, self._std = torch.zeros(10), torch.ones(10)
+
+    def plan(self, goals: np.ndarray) -> None:
+        """Add a round's plans, from anywhere if it is the first, else from where the policy goes."""
+        config, rng = self._config, self._rng
         of = _drawn_goals(goals, config.plans, rng)
-        starts = _anywhere(config, rng) if number == 0 else _visited(config, act, of, rng)
-        if on_progress is not None:
-            on_progress(number * config.updates, f"planning {config.plans} episodes")
+        starts = _visited(config, self._act, of, rng) if self.rounds else _anywhere(config, rng)
         plans = plan(*starts, of)
         told = np.broadcast_to(of[:, None], (config.plans, STEPS, 2))
         seen = np.concatenate([observe_arm(plans.angles, plans.speeds), told], -1)[:, :_LEARNED]
-        inputs.append(torch.from_numpy(seen.reshape(-1, 10)).float())
-        targets.append(torch.from_numpy(plans.torques[:, :_LEARNED].reshape(-1, 2)).float().clamp(-1, 1))
-        if number == 0:
-            mean, std = inputs[0].mean(0), inputs[0].std(0)
-        rate = config.learning_rate * (1 if number == 0 else 0.5)
-        x, y = _normalized(torch.cat(inputs), mean, std), torch.cat(targets)
-        for done, error in _learn(actor, x, y, config, rate, batches):
-            if on_progress is not None:
-                on_progress(number * config.updates + done, f"squared error {error:.2g}")
-    policy = {"observation_mean": mean[None], "observation_std": std[None]}
-    for layer, (weight, bias) in enumerate(zip(actor.weights, actor.biases, strict=True)):
-        policy[f"weight_{layer}"], policy[f"bias_{layer}"] = weight.detach(), bias.detach()
-    return policy
+        inputs = torch.from_numpy(seen.reshape(-1, 10)).float()
+        targets = torch.from_numpy(plans.torques[:, :_LEARNED].reshape(-1, 2)).float().clamp(-1, 1)
+        if not self.rounds:
+            self._mean, self._std = inputs.mean(0), inputs.std(0)
+        self._inputs, self._targets = torch.cat([self._inputs, inputs]), torch.cat([self._targets, targets])
+
+    def learn(self) -> Iterator[tuple[int, float]]:
+        """The updates of one round; now and then how many are done, and the mean squared error of those since."""
+        config, actor = self._config, self._actor
+        inputs = _normalized(self._inputs, self._mean, self._std)
+        rate = config.learning_rate * (0.5 if self.rounds else 1)
+        adam, total = torch.optim.Adam(actor.parameters, fused=True), 0.0
+        every = max(1, config.updates // 10)
+        for update in range(config.updates):
+            adam.param_groups[0]["lr"] = rate / 2 * (1 + math.cos(math.pi * update / config.updates))
+            at = torch.randint(len(inputs), (config.batch_size,), generator=self._batches)
+            loss = (actor(inputs[at][None])[0] - self._targets[at]).square().mean()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            total += loss.item()
+            if (update + 1) % every == 0 or update + 1 == config.updates:
+                yield update + 1, total / ((update % every) + 1)
+                total = 0.0
+        self.rounds += 1
+
+    def state(self) -> dict[str, Any]:
+        """Named arrays from which the next round can begin."""
+        return {
+            "rounds": np.int64(self.rounds),
+            "rng": np.frombuffer(json.dumps(self._rng.bit_generator.state).encode(), np.uint8),
+            "batches": self._batches.get_state(),
+            "inputs": self._inputs,
+            "targets": self._targets,
+            "mean": self._mean,
+            "std": self._std,
+            **{f"parameter_{i}": parameter for i, parameter in enumerate(self._actor.parameters)},
+        }
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from a state of the same settings."""
+        saved = {name: torch.from_numpy(array) for name, array in state.items()}
+        self.rounds = int(saved["rounds"])
+        self._rng.bit_generator.state = json.loads(state["rng"].tobytes())
+        self._batches.set_state(saved["batches"])
+        self._inputs, self._targets, self._mean, self._std = (
+            saved[name] for name in ("inputs", "targets", "mean", "std")
+        )
+        with torch.no_grad():
+            for i, parameter in enumerate(self._actor.parameters):
+                parameter.copy_(saved[f"parameter_{i}"])
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """The policy as the store keeps it, first axis 1."""
+        policy = {"observation_mean": self._mean[None], "observation_std": self._std[None]}
+        for layer, (weight, bias) in enumerate(zip(self._actor.weights, self._actor.biases, strict=True)):
+            policy[f"weight_{layer}"], policy[f"bias_{layer}"] = weight.detach(), bias.detach()
+        return policy
+
+    def _act(self, angles: np.ndarray, speeds: np.ndarray, told: np.ndarray) -> np.ndarray:
+        seen = torch.from_numpy(np.concatenate([observe_arm(angles, speeds), told], -1)).float()
+        with torch.no_grad():
+            return self._actor(_normalized(seen, self._mean, self._std)[None])[0].numpy()
 
 
 def _normalized(seen: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """As snapshots' networks read it."""
     return ((seen - mean) / std).clamp(-10, 10)
-
-
-def _learn(
-    actor: BatchedMLP, inputs: Tensor, targets: Tensor, config: PlannedConfig, rate: float, generator: torch.Generator
-) -> Iterator[tuple[int, float]]:
-    """The updates of one round; now and then how many are done, and the mean squared error of those since."""
-    adam, total = torch.optim.Adam(actor.parameters, fused=True), 0.0
-    every = max(1, config.updates // 10)
-    for update in range(config.updates):
-        adam.param_groups[0]["lr"] = rate / 2 * (1 + math.cos(math.pi * update / config.updates))
-        at = torch.randint(len(inputs), (config.batch_size,), generator=generator)
-        loss = (actor(inputs[at][None])[0] - targets[at]).square().mean()
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        total += loss.item()
-        if (update + 1) % every == 0 or update + 1 == config.updates:
-            yield update + 1, total / ((update % every) + 1)
-            total = 0.0
 
 
 def _drawn_goals(goals: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -156,16 +156,42 @@ def test_what_is_complete_stays(dataset: HistoryDataset) -> None:
         collect_planned(replace(TINY, plans=61), COLLECTION, dataset._directory, quiet=True)
 
 
-def test_an_interrupted_one_begins_again(dataset: HistoryDataset, tmp_path: Path, monkeypatch) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+class Interruption(Exception):
+    pass
+
+
+def interrupted(monkeypatch, directory: Path, function: str, call: int) -> None:
+    """A collection that ends as that call of one of its functions begins."""
+    calls, original = [0], getattr(planned, function)
+
+    def until(*args: object) -> object:
+        calls[0] += 1
+        if calls[0] == call:
+            raise Interruption
+        return original(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr("icrl_agents.training.sources.planned._episodes", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            collect_planned(TINY, COLLECTION, tmp_path, quiet=True)
+        patched.setattr(planned, function, until)
+        with pytest.raises(Interruption):
+            collect_planned(TINY, COLLECTION, directory, quiet=True)
+
+
+def test_an_interrupted_one_goes_on(dataset: HistoryDataset, tmp_path: Path, monkeypatch) -> None:
+    interrupted(monkeypatch, tmp_path, "plan", 2)  # in the second round
+    assert [path.name for path in tmp_path.glob("state-*")] == ["state-00000.safetensors"]
+    interrupted(monkeypatch, tmp_path, "_episodes", 1)  # once it is drawn
+    assert [path.name for path in tmp_path.glob("state-*")] == ["state-00001.safetensors"]
+    interrupted(monkeypatch, tmp_path, "evaluate_policies", 1)  # once that is recorded
     again = collect_planned(TINY, COLLECTION, tmp_path, quiet=True)
-    assert again.manifest.progress.final_returns == dataset.manifest.progress.final_returns
+    assert again.manifest == dataset.manifest  # checksums of all files among it
+    assert not list(tmp_path.glob("state-*"))
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path, monkeypatch) -> None:
+    interrupted(monkeypatch, tmp_path, "plan", 2)
+    (tmp_path / "state-00000.safetensors").write_bytes(b"no state")
+    with pytest.raises(DatasetError, match="damaged"):
+        collect_planned(TINY, COLLECTION, tmp_path, quiet=True)
 
 
 def test_it_can_do_other_goals(dataset: HistoryDataset, tmp_path: Path) -> None:
