@@ -86,7 +86,7 @@ class Collect:
     @property
     def begins_again(self) -> bool:
         """Whether nothing of it is kept if it is interrupted."""
-        return self.source == "planned" or (self.source.startswith("sb3-") and self.jobs is None)
+        return self.source.startswith("sb3-") and self.jobs is None
 
     def run(self) -> None:
         """Collect, then say what was collected."""

@@ -150,7 +150,7 @@ def test_no_command_is_refused(refused: Callable[..., str]) -> None:
     [
         ("list", False),
         ("collect reacher-goal", True),
-        ("collect reacher-goal --source planned", False),
+        ("collect reacher-goal --source planned", True),
         ("collect reacher-goal --source sb3-ppo", False),
         ("collect reacher-goal --source sb3-ppo --jobs 2", True),
         ("train reacher-goal", True),

@@ -25,7 +25,8 @@ from icrl_agents.agent_inputs import make_of
 from icrl_agents.envs import MetaVectorEnv, Task, TaskSplit, env_definition, task_split
 from icrl_agents.errors import ConfigError
 from icrl_agents.training.histories import HistoryDataset, HistoryWriter, Manifest
-from icrl_agents.training.seeds import purpose_seed
+from icrl_agents.training.parallel import checked_device
+from icrl_agents.training.seeds import check_seed, purpose_seed
 from icrl_agents.training.shards import as_half
 from icrl_agents.training.sources.consolidation import ConsolidationConfig, consolidate
 from icrl_agents.training.sources.off_policy import OffPolicySource
@@ -166,14 +167,13 @@ class LocalEngine:
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.device = torch.device(device)
+        self.device = str(device)
 
     def check(self, config: CollectionConfig, manifest: Manifest) -> None:
         """See :meth:`Engine.check`."""
-        if config.sac is None and self.device.type != "cpu":
-            raise ConfigError(f"PPO learns on the CPU, got device {str(self.device)!r}; SAC and DroQ take others")
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("there is no CUDA device here; take device 'cpu'")
+        if config.sac is None and self.device != "cpu":
+            raise ConfigError(f"PPO learns on the CPU, got device {self.device!r}; SAC and DroQ take others")
+        checked_device(self.device)
 
     def intervals(
         self,
@@ -633,13 +633,17 @@ def check_informed(config: CollectionConfig) -> None:
 
 
 def check_amount(config: CollectionConfig) -> None:
-    """A seed, and steps that make at least one shard, which any source needs.
+    """A seed, and amounts that make at least one shard, which any source needs.
 
     Raises:
         ConfigError: says what was expected.
     """
-    if config.seed < 0:
-        raise ConfigError(f"seed: expected at least 0, got {config.seed}")
+    check_seed(config.seed)
+    for name in ("streams", "shard_steps", "snapshots"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name}: expected at least 1, got {getattr(config, name)}")
+    if config.specialise_steps_per_task < 0:
+        raise ConfigError(f"specialise_steps_per_task: expected at least 0, got {config.specialise_steps_per_task}")
     if config.specialise_steps_per_task and config.steps == config.shared_steps:
         raise ConfigError(
             f"specialise_steps_per_task {config.specialise_steps_per_task} over {config.streams} streams is less than "

@@ -40,7 +40,7 @@ from icrl_agents.training.optimizers import make_optimizer
 from icrl_agents.training.parallel import Processes, joined_processes, processes_of_environment
 from icrl_agents.training.run_log import RunLog
 from icrl_agents.training.run_state import RunState, claim_run, load_run, save_run
-from icrl_agents.training.seeds import purpose_seed
+from icrl_agents.training.seeds import check_seed, purpose_seed
 from icrl_agents.training.validation import (
     Rollout,
     Validator,
@@ -139,13 +139,12 @@ class DistillationConfig:
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "muon_learning_rate"):
+        for name in ("learning_rate", "muon_learning_rate", "weight_decay", "input_noise"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: expected a finite number, at least 0, got {getattr(self, name)}")
         if self.muon_learning_rate and not self.learning_rate:
             raise ConfigError("muon_learning_rate: AdamW, which has the other weights, needs a learning_rate as well")
-        if self.seed < 0:
-            raise ConfigError(f"seed: expected at least 0, got {self.seed}")
+        check_seed(self.seed)
         if self.val_episodes < 0:
             raise ConfigError(f"val_episodes: expected at least 0, got {self.val_episodes}")
         if not 0 <= self.val_fraction < 1:
@@ -156,8 +155,10 @@ class DistillationConfig:
                 "on-policy distillation predicts the final policy's action and holds no histories out: "
                 'it wants target="final_policy" and val_fraction=0'
             )
-        if len(self.betas) != 2:
-            raise ConfigError(f"betas: expected two numbers, got {self.betas}")
+        if not 0 < self.clip_norm < math.inf:
+            raise ConfigError(f"clip_norm: expected a finite number above 0, got {self.clip_norm}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas: expected two numbers from 0 to below 1, got {self.betas}")
 
 
 @dataclass(frozen=True)
@@ -232,8 +233,8 @@ def train(
             held.enter_context(DirectoryLock(out_dir))
             claim_run(out_dir, {"config": to_dict(config), "data": manifest.digest()})
 
-        processes.from_first(claim)
         on = processes.device(device)
+        processes.from_first(claim)
         run = _Run(config, dataset, out_dir, final_policy, teachers, rollout, on, processes)
         if not processes.first:
             return run.finish(None)

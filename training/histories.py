@@ -31,7 +31,7 @@ from safetensors.numpy import save_file
 
 from icrl_agents.atomic import write_atomically
 from icrl_agents.errors import DatasetError
-from icrl_agents.training.lock import LOCK_FILE, DirectoryLock, writing
+from icrl_agents.training.lock import DirectoryLock, writing
 from icrl_agents.training.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -484,7 +484,7 @@ def _begin(directory: Path, manifest: Manifest) -> Manifest:
         return fresh
     existing = load_manifest(directory)
     differing = difference(existing.identity(), manifest.identity())
-    if differing and existing.progress == Progress() and not _beside(directory):  # it never came to record anything
+    if differing and existing.progress == Progress() and not _parts(directory):  # it never came to record anything
         fresh = dataclasses.replace(manifest, progress=Progress())
         with writing(directory):
             save_manifest(directory, fresh)
@@ -495,9 +495,9 @@ def _begin(directory: Path, manifest: Manifest) -> Manifest:
     return existing
 
 
-def _beside(directory: Path) -> set[str]:
-    """What lies beside a dataset in its directory, as runs under way that are to be merged into it."""
-    return {path.name for path in directory.iterdir()} - {MANIFEST_FILE, LOCK_FILE, "shards", "snapshots"}
+def _parts(directory: Path) -> set[str]:
+    """Folders in that of a dataset that are not its own, as of runs under way that are to be merged into it."""
+    return {path.name for path in directory.iterdir() if path.is_dir()} - {"shards", "snapshots"}
 
 
 def _chosen(episodes: slice | Sequence[int], count: int) -> np.ndarray:

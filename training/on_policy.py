@@ -13,7 +13,6 @@ after begins with it, and so do the sequences that are trained on.
 
 import json
 import math
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +33,7 @@ from icrl_agents.training.lives import begin_round, check_task_changes, end_roun
 from icrl_agents.training.lock import writing
 from icrl_agents.training.manifest import Manifest
 from icrl_agents.training.parallel import Processes
+from icrl_agents.training.run_state import delete_rounds, round_file
 from icrl_agents.training.sources.policies import sees_privileged
 from icrl_agents.training.sources.rollouts import told
 from icrl_agents.training.validation import COMPONENT_STD
@@ -108,8 +108,8 @@ class OnPolicyConfig:
         if not 0 <= self.persistence < math.inf:
             raise ConfigError(f"persistence: expected a finite number of at least 0, got {self.persistence}")
         check_task_changes(self.task_changes, self.life_rounds)
-        if not self.teacher or not self.noise or min(self.noise) < 0:
-            raise ConfigError("teacher and noise: expected at least one value each, noise not negative")
+        if not self.teacher or not self.noise or not all(0 <= noise < math.inf for noise in self.noise):
+            raise ConfigError("teacher and noise: expected at least one value each, noise finite and not negative")
         for name, value in [("wrong_teacher", self.wrong_teacher), *(("teacher", p) for p in self.teacher)]:
             if not 0 <= value <= 1:
                 raise ConfigError(f"{name}: expected probabilities, got {value}")
@@ -153,7 +153,7 @@ class OnPolicySampler:
         if len(teachers) != len(manifest.tasks):
             raise ConfigError(f"expected a teacher for each of {len(manifest.tasks)} tasks, got {len(teachers)}")
         self._config, self._manifest, self._agent_config = config, manifest, agent_config
-        self._teachers, self._directory = teachers, directory / "rounds"
+        self._teachers, self._directory = teachers, directory
         self._processes = processes
         self._rounds = -(-updates // config.round_updates)
         self._batch_steps = batch_size * episodes * manifest.episode_steps
@@ -179,7 +179,7 @@ class OnPolicySampler:
         if self._processes.first:
             whole = {**round_, **{f"{LIVES}{name}": array for name, array in self._lives.items()}}
             with writing(self._directory):
-                write_atomically(self._file(number), lambda path: save_file(whole, path))
+                write_atomically(round_file(self._directory, number), lambda path: save_file(whole, path))
         self._kept[number] = round_
         self._forget(number)
         if number == 0:
@@ -214,20 +214,18 @@ class OnPolicySampler:
         """
         saved: dict[str, Any] = json.loads(state)
         self._random.bit_generator.state = saved["random"]
-        try:
-            for number in saved["rounds"]:
-                whole = load_file(self._file(number))
-                self._kept[number] = {n: array for n, array in whole.items() if not n.startswith(LIVES)}
-                self._lives = {n.removeprefix(LIVES): array for n, array in whole.items() if n.startswith(LIVES)}
-        except (OSError, SafetensorError) as error:
-            raise DatasetError(f"{self._directory}: a round of this run is missing or damaged: {error}") from None
+        for number in saved["rounds"]:
+            path = round_file(self._directory, number)
+            try:
+                whole = load_file(path)
+            except (OSError, SafetensorError) as error:
+                raise DatasetError(f"{path}: a round of this run is missing or damaged: {error}") from None
+            self._kept[number] = {n: array for n, array in whole.items() if not n.startswith(LIVES)}
+            self._lives = {n.removeprefix(LIVES): array for n, array in whole.items() if n.startswith(LIVES)}
 
     def clean_up(self) -> None:
         """Delete the rounds, once the run is done."""
-        for path in self._directory.glob("[0-9]" * 5 + ".safetensors"):
-            path.unlink()
-        with suppress(OSError):  # it holds what is not ours
-            self._directory.rmdir()
+        delete_rounds(self._directory)
 
     def _weights(self, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """What each step counts ``[B, L]``, as ``persistence`` says; the first ones 1."""
@@ -312,7 +310,4 @@ class OnPolicySampler:
         for old in [n for n in self._kept if n <= number - self._config.keep_rounds]:
             del self._kept[old]
         if self._processes.first:
-            self._file(number - self._config.keep_rounds - 1).unlink(missing_ok=True)
-
-    def _file(self, number: int) -> Path:
-        return self._directory / f"{number:05d}.safetensors"
+            round_file(self._directory, number - self._config.keep_rounds - 1).unlink(missing_ok=True)

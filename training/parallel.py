@@ -26,6 +26,22 @@ PATIENCE = timedelta(hours=6)
 """How long processes wait for the first, which validates and acts in the meantime. A lost one is noticed at once."""
 
 
+def checked_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ConfigError: nothing can be computed there.
+    """
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {name!r}: PyTorch finds no GPU here")
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError):  # no such device, none on this machine, or one that holds no numbers
+        raise ConfigError(f"device {name!r}: nothing can be computed there; expected cpu or cuda") from None
+    return device
+
+
 @dataclass(frozen=True)
 class Processes:
     """The processes of a run, seen from one of them. A single one is the default, and then nothing here does anything.
@@ -49,14 +65,12 @@ class Processes:
         """What ``"auto"``, ``"cpu"`` or ``"cuda"`` is here: several processes of a machine have a GPU each.
 
         Raises:
-            ConfigError: no GPU, or fewer than processes.
+            ConfigError: nothing can be computed there, or fewer GPUs than processes.
         """
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
         if name != "cuda" or self.count == 1:
-            if name.startswith("cuda") and not torch.cuda.is_available():
-                raise ConfigError(f"device {name!r}: PyTorch finds no GPU here")
-            return torch.device(name)
+            return checked_device(name)
         if self.local_rank >= torch.cuda.device_count():
             raise ConfigError(
                 f"this machine has {torch.cuda.device_count()} GPUs: expected no more processes, got process "

@@ -22,6 +22,7 @@ from icrl_agents.envs import MetaVectorEnv, env_definition, split_names, task_sp
 from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.training.collection import collection_progress, evaluate_policies, make_rows, sampled_tasks
 from icrl_agents.training.histories import HistoryDataset, HistoryWriter, Manifest
+from icrl_agents.training.seeds import check_seed
 from icrl_agents.training.sources.policies import (
     SnapshotPolicies,
     sees_privileged,
@@ -75,8 +76,7 @@ class RegenerationConfig:
 
     def __post_init__(self) -> None:
         check_literals(self)
-        if self.seed < 0:
-            raise ConfigError(f"seed: expected at least 0, got {self.seed}")
+        check_seed(self.seed)
         for name in ("wrong_expert_steps", "shard_steps", "steps", "streams"):
             value = getattr(self, name)
             if value is not None and value < 1:

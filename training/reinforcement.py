@@ -19,7 +19,7 @@ import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -50,8 +50,17 @@ from icrl_agents.training.lock import DirectoryLock, writing
 from icrl_agents.training.optimizers import Optimizers
 from icrl_agents.training.parallel import processes_of_environment
 from icrl_agents.training.run_log import RunLog
-from icrl_agents.training.run_state import IDENTITY_FILE, RunState, claim_run, load_run, require_free_for_run, save_run
-from icrl_agents.training.seeds import purpose_seed
+from icrl_agents.training.run_state import (
+    IDENTITY_FILE,
+    RunState,
+    claim_run,
+    delete_rounds,
+    load_run,
+    require_free_for_run,
+    round_file,
+    save_run,
+)
+from icrl_agents.training.seeds import check_seed, purpose_seed
 from icrl_agents.training.validation import Rollout, Validation, mean_returns, require_unseen, rollout_on_unseen_tasks
 
 RECIPE = "reinforcement fine-tuning"
@@ -163,8 +172,7 @@ class ReinforcementConfig:
             raise ConfigError(f"betas: expected two numbers from 0 to below 1, got {self.betas}")
         if min(self.critic_hidden, default=1) < 1:
             raise ConfigError(f"critic_hidden: expected widths of at least 1, got {self.critic_hidden}")
-        if self.seed < 0:
-            raise ConfigError(f"seed: expected at least 0, got {self.seed}")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -362,9 +370,7 @@ class _Run:
                     text = f"saved after round {done} of {self._config.rounds}; the same command goes on"
                     log.say(text)
                     raise KeyboardInterrupt(text)
-        self._lives_file(self.state.update).unlink(missing_ok=True)
-        with suppress(OSError):  # not there, or it holds what is not ours
-            self._lives_file(self.state.update).parent.rmdir()
+        delete_rounds(self._directory)
         if interrupted:
             raise KeyboardInterrupt(f"all {self._config.rounds} rounds are done and saved")
         assert self.state.best_score is not None
@@ -497,22 +503,19 @@ class _Run:
 
     def _save(self) -> None:
         """Lives first: no kill leaves a state whose lives are not there."""
-        path = self._lives_file(self.state.update)
+        path = round_file(self._directory, self.state.update)
         with writing(self._directory):
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, lambda part: save_file(self._lives, part))
         save_run(self._directory, self.state, self._networks, self._optimizers)
-        self._lives_file(self.state.update - 1).unlink(missing_ok=True)
+        round_file(self._directory, self.state.update - 1).unlink(missing_ok=True)
 
     def _load_lives(self) -> dict[str, np.ndarray]:
-        path = self._lives_file(self.state.update)
+        path = round_file(self._directory, self.state.update)
         try:
             return load_file(path)
         except (OSError, SafetensorError) as error:
             raise DatasetError(f"{path}: the lives of this run are missing or damaged: {error}") from None
-
-    def _lives_file(self, number: int) -> Path:
-        return self._directory / f"rounds/{number:05d}.safetensors"
 
 
 def learning_rate(config: ReinforcementConfig, number: int) -> float:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,20 @@ def claim_run(directory: Path, identity: Mapping[str, Any]) -> None:
         raise ConfigError(f"{directory} holds another run, which differs in: {'; '.join(differing)}")
     with writing(directory):
         write_text_atomically(path, json.dumps(here, indent=2) + "\n")
+
+
+def round_file(directory: Path, number: int) -> Path:
+    """What a round of the run's own experience leaves, for a resumed run to go on from."""
+    return directory / f"rounds/{number:05d}.safetensors"
+
+
+def delete_rounds(directory: Path) -> None:
+    """Delete what all rounds left, once the run is done."""
+    folder = directory / "rounds"
+    for path in folder.glob("[0-9]" * 5 + ".safetensors"):
+        path.unlink()
+    with suppress(OSError):  # not there, or it holds what is not ours
+        folder.rmdir()
 
 
 def save_run(directory: Path, state: RunState, model: nn.Module, optimizer: Optimizers) -> None:

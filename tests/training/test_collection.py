@@ -162,6 +162,18 @@ def test_each_row_by_its_own_policy() -> None:
     assert not np.allclose(of_all[0], of_all[1])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"specialise_steps_per_task": -5}, {"streams": 0}, {"shard_steps": 0}, {"snapshots": 0}, {"seed": 2**63}],
+    ids=str,
+)
+def test_amounts_that_make_no_sense_are_refused(change: dict[str, int], tmp_path: Path) -> None:
+    config = replace(TINY, task_informed=True, specialise=TINY.ppo, **change)
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        collect(config, tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_steps_that_do_not_divide_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="multiple"):
         collect(replace(TINY, shard_steps=70), tmp_path, quiet=True)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from icrl_agents.errors import DatasetError
 from icrl_agents.training.histories import HistoryDataset, HistoryWriter
 from icrl_agents.training.lock import DirectoryLock
+from icrl_agents.training.manifest import load_manifest
 
 PER_STEP = ("observations", "actions", "mean_actions", "rewards", "terminated", "truncated")
 
@@ -212,6 +213,38 @@ def test_another_collection_is_refused_and_nothing_is_overwritten(tmp_path, make
         HistoryWriter.create_or_resume(tmp_path, other)
     assert contents(tmp_path) == before
     HistoryWriter.create_or_resume(tmp_path, make_manifest()).close()  # the failed attempt left no lock
+
+
+def test_a_collection_that_recorded_nothing_is_replaced(tmp_path, make_manifest):
+    HistoryWriter.create_or_resume(tmp_path, make_manifest()).close()
+    (tmp_path / "times.json").write_text("{}")  # of a pipeline that was cut off
+    (tmp_path / "state-00000.safetensors").write_bytes(b"a kill came before the manifest that names it")
+    HistoryWriter.create_or_resume(tmp_path, make_manifest(seed=7)).close()
+    assert load_manifest(tmp_path).seed == 7
+    assert not (tmp_path / "state-00000.safetensors").exists()
+
+
+def test_runs_that_are_to_be_merged_are_not_replaced(tmp_path, make_manifest):
+    HistoryWriter.create_or_resume(tmp_path, make_manifest()).close()
+    (tmp_path / "tasks").mkdir()
+    with pytest.raises(DatasetError, match="another collection"):
+        HistoryWriter.create_or_resume(tmp_path, make_manifest(seed=7))
+
+
+def test_states_alone(tmp_path, make_manifest, make_regular):
+    """Committed before the first shard and between two; only the newest is kept, and none once complete."""
+    with HistoryWriter.create_or_resume(tmp_path, make_manifest()) as writer:
+        for value in range(2):
+            writer.save_state({"value": np.array([value])})
+        writer.append(make_regular(writer.manifest, 2), {"value": np.array([2])})
+        writer.save_state({"value": np.array([3])})
+    with HistoryWriter.create_or_resume(tmp_path, make_manifest()) as writer:
+        assert writer.resume_state()["value"] == 3
+        assert [path.name for path in tmp_path.glob("state-*")] == ["state-00003.safetensors"]
+        writer.finish(np.zeros(len(writer.manifest.tasks)))
+        assert not list(tmp_path.glob("state-*"))
+        with pytest.raises(DatasetError, match="complete"):
+            writer.save_state({})
 
 
 def test_shards_without_a_manifest_are_not_deleted(tmp_path, make_dataset, make_manifest):

@@ -103,5 +103,7 @@ def test_histories_are_regenerated_from_squashed_policies(dataset: HistoryDatase
 def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="PPO learns on the CPU"):
         collect(replace(SAC, sac=None, shard_steps=100), tmp_path, engine=LocalEngine("cuda"), quiet=True)
+    with pytest.raises(ConfigError, match="device 'foo': nothing can be computed there"):
+        collect(SAC, tmp_path, engine=LocalEngine("foo"), quiet=True)
     with pytest.raises(ConfigError, match="less than one shard"):
         collect(replace(SAC, steps_per_task=60), tmp_path, quiet=True)

@@ -212,6 +212,12 @@ def test_variables_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatc
         processes_of_environment()
 
 
+@pytest.mark.parametrize("name", ["foo", "", "mps", "meta", "cuda:99"])
+def test_devices_that_compute_nothing_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"device '{name}'"):
+        Processes().device(name)
+
+
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(ConfigError, match="has 1 GPUs"):

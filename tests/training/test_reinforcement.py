@@ -468,6 +468,23 @@ def test_a_kill_between_lives_and_state(mamba: Path, tmp_path: Path, monkeypatch
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
 
 
+def test_a_kill_before_older_lives_are_deleted(mamba: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        real, left = reinforcement.save_run, iter(range(2))
+
+        def failing(*arguments: Any) -> None:
+            real(*arguments)
+            if next(left, None) is None:
+                raise MemoryError
+
+        patch.setattr(reinforcement, "save_run", failing)
+        with pytest.raises(MemoryError):
+            quietly(mamba, tmp_path / "killed")
+    assert len(list((tmp_path / "killed/rounds").iterdir())) == 2
+    quietly(mamba, tmp_path / "killed")
+    assert not (tmp_path / "killed/rounds").exists()
+
+
 @pytest.mark.soak
 def test_survives_kill_9(mamba: Path, tmp_path: Path, whole_and_killed: Callable[..., None]) -> None:
     script = """

@@ -78,8 +78,12 @@ class PlannedConfig:
                 raise ConfigError(f"{name} is at least 1, got {getattr(self, name)}")
         if not (0 <= self.wild <= 1 and 0 <= self.wrong_goal <= 1):
             raise ConfigError(f"wild and wrong_goal are from 0 to 1, got {self.wild} and {self.wrong_goal}")
-        if not self.noise or min(self.noise) < 0 or not self.learning_rate > 0:
-            raise ConfigError(f"noise is at least 0 and learning_rate above, got {self.noise} and {self.learning_rate}")
+        if not self.noise or not all(0 <= noise < math.inf for noise in self.noise):
+            raise ConfigError(f"noise is at least one finite number of at least 0, got {self.noise}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ConfigError(f"learning_rate is a finite number above 0, got {self.learning_rate}")
+        if min(self.hidden, default=1) < 1:
+            raise ConfigError(f"hidden: expected widths of at least 1, got {self.hidden}")
 
 
 def collect_planned(

@@ -363,8 +363,8 @@ def run_collection(
         return collect(config, directory, engine=engine, quiet=quiet)
     if not isinstance(engine, LocalEngine):
         raise ConfigError(f"{source} learns on one machine: collect it with --engine local")
-    if engine.device.type != "cpu":
-        raise ConfigError(f"{source} learns on the CPU, got device {str(engine.device)!r}")
+    if engine.device != "cpu":
+        raise ConfigError(f"{source} learns on the CPU, got device {engine.device!r}")
     if not sb3:
         return collect_planned(PlannedConfig(), config, directory, quiet=quiet)
     try:

@@ -250,7 +250,15 @@ def test_what_cannot_be_is_refused(options: dict, error: type, message: str, tmp
     "options",
     [
         *({name: 0} for name in ("rounds", "plans", "updates", "batch_size", "learning_rate")),
-        *({"wild": 1.5}, {"wrong_goal": -0.1}, {"noise": ()}, {"noise": (-1.0,)}),
+        *(
+            {"wild": 1.5},
+            {"wrong_goal": -0.1},
+            {"noise": ()},
+            {"noise": (-1.0,)},
+            {"noise": (0.0, np.nan)},
+            {"learning_rate": np.inf},
+            {"hidden": (0,)},
+        ),
     ],
 )
 def test_settings_that_cannot_be(options: dict) -> None:
