@@ -99,11 +99,27 @@ def _knows_changes(training: Mapping[str, Any]) -> bool:
     return bool(lives.get("task_changes")) or (bool(before) and _knows_changes(before))
 
 
+def _subsets(training: Mapping[str, Any]) -> list[str]:
+    """The parts of its split that an agent learned in, in the order in which it did."""
+    before = (training.get("start") or {}).get("training") or {}
+    if not before:
+        found = [(training.get("data") or {}).get("subset")]
+    else:  # fine-tuned, unless what it began with was the best
+        found = [*_subsets(before), (training.get("config") or {}).get("subset") if training.get("update") else None]
+    return [subset for subset in found if subset]
+
+
 def _body(config: AgentConfig, measured: str, what: str, training: Mapping[str, Any], video: str | None) -> str:
     model = config.model
     told = "in one task each: call `agent.reset()` where the task changes"
     kind = "in which tasks change without notice" if _knows_changes(training) else told
     lives = f"\nIt was trained on lives {kind}.\n" if training else ""  # else nobody knows
+    subsets = _subsets(training)
+    tasks = f"split `{config.split}` (`{config.split_hash}`)"
+    if subsets:
+        tasks += ": " + ", then ".join(f"`{subset}`" for subset in subsets)
+    if any("sampled" in subset for subset in subsets):
+        tasks += "; sampled:N is N more of the distribution, none of them in val or test"
     film = "" if video is None else f'\n<video controls autoplay loop muted src="{video}"></video>\n'
     return f"""# {config.name}
 
@@ -136,7 +152,8 @@ for _ in range({config.training_episodes} * {config.episode_steps}):
 |---|---|
 | environment | `{config.env_id}`, episodes of {config.episode_steps} steps |
 | trained by | {training.get("recipe", "-")} |
-| trained on | sequences of {config.training_episodes} episodes, split `{config.split}` (`{config.split_hash}`) |
+| trained on | sequences of {config.training_episodes} episodes |
+| tasks | {tasks} |
 | physics | mujoco {config.mujoco_version} |
 | backbone | {model.backbone} {dict(model.backbone_options)} |
 | reads | {model.observation_dim} observation entries, {model.tokenization} tokens |
@@ -178,7 +195,7 @@ def _summary(summary: Mapping[str, Any]) -> str:
     rows = [(title, summary[key]) for key, title in SUMMARY_ROWS.items() if key in summary]
     if not rows:
         return ""
-    lines = ["| over tasks | mean [95 % interval] | interquartile mean |", "|---|---|---|"]
+    lines = ["| over tasks; the last episodes are five | mean [95 % interval] | interquartile mean |", "|---|---|---|"]
     for title, found in rows:
         lines.append(f"| {title} | {quoted(found)} | {_iqm(found)} |")
     return "\n".join(lines)
@@ -237,7 +254,10 @@ def _curve(evaluation: Mapping[str, Any]) -> str:
     anchors = evaluation.get("anchors") or {}
     if anchors:
         means = ", ".join(f"{name} {np.mean(values):.2f}" for name, values in anchors.items())
-        lines += ["", f"Anchors, return on the same tasks: {means}."]
+        scale = (
+            "0 is blind, which sees neither task nor reward, and 1 the oracle, which is told the task: no upper bound"
+        )
+        lines += ["", f"Anchors, return on the same tasks: {means}. Normalized, {scale}."]
     return "\n".join(lines)
 
 

@@ -604,6 +604,17 @@ def test_a_card_names_the_split_where_it_is_not_the_agents_own(make_config):
         assert (f"--split {split}" in model_card(config, {**EVALUATION, "split": split})) == told
 
 
+def test_a_card_tells_in_which_tasks_its_agent_learned(make_config):
+    distilled = {"recipe": "on-policy distillation", "data": {"subset": "train+sampled:45"}}
+    tuned = {"config": {"subset": "train+sampled:9"}, "start": {"training": distilled}}
+    assert "`): `train+sampled:45`; sampled:N is" in model_card(make_config(), training=distilled)
+    assert "`): `train+sampled:45`, then `train+sampled:9`; " in model_card(
+        make_config(), training={**tuned, "update": 3}
+    )
+    assert "`): `train+sampled:45`; " in model_card(make_config(), training={**tuned, "update": 0})
+    assert "`): `train` |" in model_card(make_config(), training={"data": {"subset": "train"}})
+
+
 def test_a_card_knows_lives_in_which_tasks_change(make_config):
     changing = {"recipe": "on-policy distillation", "config": {"on_policy": {"task_changes": 0.3}}}
     tuned = {"recipe": "reinforcement", "config": {}, "start": {"training": changing}}
