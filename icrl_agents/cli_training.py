@@ -69,7 +69,7 @@ class Collect:
     share; default: none."""
     symmetric: bool | None = None
     """Whether a task-informed PPO sees and acts through the symmetry of its tasks, where the environment knows one, as
-    in ant-dir; default: the preset's, which is no."""
+    in ant-dir; default: the preset's."""
     split: str | None = None
     """Named task split; default: paper, or the first of an environment of your own."""
     subset: str | None = None
