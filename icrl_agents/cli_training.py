@@ -156,7 +156,7 @@ class Train:
     """The control agent, which never sees a reward."""
     task_changes: float | None = None
     """With method on-policy: probability that the student's task changes between rounds and nobody tells it, which
-    makes agents that notice; default: the preset's, 0."""
+    makes agents that notice; default: the preset's."""
     updates: int | None = None
     """Gradient updates; default: the preset's."""
     learning_rate: float | None = None
@@ -227,7 +227,7 @@ class Finetune:
     """What is left of it in the last, 1 keeps it; default: the preset's."""
     task_changes: float | None = None
     """Probability that its task changes between rounds and nobody tells it, which makes agents that notice; default:
-    the preset's, 0."""
+    the preset's."""
     device: str = "auto"
     """Where to train, e.g. cpu or cuda; auto is the GPU if there is one."""
     seed: int = 0

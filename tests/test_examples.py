@@ -479,11 +479,11 @@ def test_options_of_distillation(run_here: Callable[..., str], tmp_path: Path) -
 
 
 def test_the_task_changes(run_here: Callable[..., str], tmp_path: Path) -> None:
-    agents = ["reacher-goal-mamba", "reacher-goal-mamba-changes"]
+    agents = ["reacher-goal-transformer", "reacher-goal-mamba"]
     out = run_here(example("18"), "--agents", *agents, "--before", 2, "--episodes", 3, "--out", "changes.png")
     tasks, anchors = task_split(ENV_ID).val, load_anchors(ENV_ID, "paper").of("val")
     blind, oracle = (np.roll(anchors[of], -1) for of in ("blind", "oracle"))
-    agent = InContextAgent.from_pretrained("reacher-goal-mamba")
+    agent = InContextAgent.from_pretrained("reacher-goal-transformer")
     env = agent.make_vec_env(10, tasks=tasks)
     lived = {}
     for told in ("no", "yes"):
@@ -494,9 +494,9 @@ def test_the_task_changes(run_here: Callable[..., str], tmp_path: Path) -> None:
             agent.reset(env=env)
         returns = agent.run_episodes(env, 3, seed=1, remember=True).returns
         lived[told] = ((returns - blind[:, None]) / (oracle - blind)[:, None]).mean(0)
-        shown = numbers(rf"^. reacher-goal-mamba +. {told} +. \S+ +. \S+ +. (\S+) ", out)
+        shown = numbers(rf"^. reacher-goal-transformer +. {told} +. \S+ +. \S+ +. (\S+) ", out)
         assert shown == pytest.approx([lived[told][2]], abs=0.006)
     assert lived["no"][2] < lived["yes"][2] - 0.5  # whoever is not told goes on in the old task
-    [noticed] = numbers(r"^. reacher-goal-mamba-changes +. no +. \S+ +. \S+ +. (\S+) ", out)
+    [noticed] = numbers(r"^. reacher-goal-mamba +. no +. \S+ +. \S+ +. (\S+) ", out)
     assert noticed > lived["no"][2] + 0.5
     assert (tmp_path / "changes.png").read_bytes().startswith(b"\x89PNG")
