@@ -1,6 +1,6 @@
 """What if the task changes and nobody tells the agent? It lives in one unseen task, then in another, by what it knows.
 
-Agents are trained on lives in one task each, but for Reacher-Goal's Mamba (`train --task-changes 0.3`, its preset).
+Agents are trained on lives in one task each, but for reacher-goal-mamba and ant-dir-mamba-changes (`--task-changes`).
 Beside it: the same agent, told of the change by reset(). Val tasks, each followed by the next one; the returns of the
 first task are in neither row. Seconds to a minute.
 """
