@@ -101,6 +101,9 @@ class History:
 _OWN = ("shards/*.safetensors", "snapshots/*.safetensors", "state-*.safetensors", LEARNER_FILE)
 """Files of a dataset, beside the manifest, which is there before any of them."""
 
+_OF_RUNS = ("run.json", "config.json")
+"""Files of a training's and of a checkpoint's folder, which no dataset goes into."""
+
 
 class HistoryWriter:
     """Writes a dataset, interval by interval. Use :meth:`create_or_resume`; close it or use it in ``with``.
@@ -475,7 +478,7 @@ class HistoryDataset:
 def _begin(directory: Path, manifest: Manifest) -> Manifest:
     """The manifest to go on from: the one on disk if it is of the same collection, else a new one."""
     if not (directory / MANIFEST_FILE).exists():
-        theirs = next((path for pattern in _OWN for path in directory.glob(pattern)), None)
+        theirs = next((path for pattern in (*_OWN, *_OF_RUNS) for path in directory.glob(pattern)), None)
         if theirs is not None:
             raise DatasetError(f"{directory} holds {theirs.name} but no manifest.json; choose another directory")
         fresh = dataclasses.replace(manifest, progress=Progress())

@@ -16,7 +16,7 @@ from icrl_agents.config import from_dict, to_dict
 from icrl_agents.errors import ConfigError, DatasetError
 from icrl_agents.hub import CHECKPOINT_FILES, CONFIG_FILE, WEIGHTS_FILE
 from icrl_agents.training.lock import writing
-from icrl_agents.training.manifest import difference
+from icrl_agents.training.manifest import MANIFEST_FILE, difference
 from icrl_agents.training.optimizers import Optimizers
 from icrl_agents.training.run_log import METRICS_FILE
 
@@ -51,6 +51,8 @@ def require_free_for_run(directory: Path) -> None:
     """
     if (directory / IDENTITY_FILE).exists():
         return
+    if (directory / MANIFEST_FILE).exists():
+        raise ConfigError(f"{directory} holds a dataset; choose another directory")
     if (directory / CONFIG_FILE).exists():
         raise ConfigError(f"{directory} holds a checkpoint; choose another directory")
     theirs = [file for file in (*CHECKPOINT_FILES, METRICS_FILE, STATE_FILE) if (directory / file).exists()]

@@ -317,6 +317,13 @@ def test_another_run_is_refused_and_nothing_is_overwritten(data, tmp_path, make_
         quietly(config(updates=2), data, tmp_path / "out")
 
 
+def test_a_run_does_not_go_into_a_dataset(data, tmp_path):
+    before = {path.name for path in data.iterdir()}
+    with pytest.raises(ConfigError, match=f"{data.name} holds a dataset; choose another directory"):
+        quietly(config(updates=2), data, data)
+    assert {path.name for path in data.iterdir()} == before
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "curve.png", "metrics.jsonl"])
 def test_what_is_not_of_a_run_is_known_before_the_first_update(data, tmp_path, name):
     (tmp_path / "out").mkdir()

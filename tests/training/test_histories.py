@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icrl_agents.errors import DatasetError
+from icrl_agents.hub import CONFIG_FILE
 from icrl_agents.training.histories import HistoryDataset, HistoryWriter
 from icrl_agents.training.lock import DirectoryLock
 from icrl_agents.training.manifest import load_manifest
+from icrl_agents.training.run_state import IDENTITY_FILE
 
 PER_STEP = ("observations", "actions", "mean_actions", "rewards", "terminated", "truncated")
 
@@ -255,7 +257,9 @@ def test_shards_without_a_manifest_are_not_deleted(tmp_path, make_dataset, make_
     assert (tmp_path / "shards/00000.safetensors").exists()
 
 
-@pytest.mark.parametrize("file", ["snapshots/best.safetensors", "learner.safetensors", "state-1.safetensors"])
+@pytest.mark.parametrize(
+    "file", ["snapshots/best.safetensors", "learner.safetensors", "state-1.safetensors", IDENTITY_FILE, CONFIG_FILE]
+)
 def test_files_of_another_project_are_not_deleted(tmp_path, make_manifest, file):
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text("mine")
