@@ -102,7 +102,7 @@ _OWN = ("shards/*.safetensors", "snapshots/*.safetensors", "state-*.safetensors"
 """Files of a dataset, beside the manifest, which is there before any of them."""
 
 _OF_RUNS = ("run.json", "config.json")
-"""Files of a training's and of a checkpoint's folder, which no dataset goes into."""
+"""IDENTITY_FILE and CONFIG_FILE, of a training's and a checkpoint's folder; where they are defined imports torch."""
 
 
 class HistoryWriter:
